@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 
 # %% auto #0
-__all__ = ['BOX', 'CYLINDER', 'BALL', 'SOLID', 'stream', 'yaw_matrix', 'solid', 'place', 'pinhole', 'look_at', 'cast', 'Surface',
-           'surface', 'noise', 'texture', 'palette', 'paint', 'Light', 'shadow_map', 'visibility', 'shade', 'develop',
-           'tessellate']
+__all__ = ['BOX', 'CYLINDER', 'BALL', 'SOLID', 'stream', 'yaw_matrix', 'solid', 'join', 'place', 'pinhole', 'look_at', 'cast',
+           'Surface', 'surface', 'noise', 'texture', 'palette', 'paint', 'Light', 'shadow_map', 'visibility', 'shade',
+           'develop', 'tessellate']
 
 # %% ../../nbs/02_data/01_raycast.ipynb #stream
 def stream(seed: int, *path: str | int) -> np.random.Generator:
@@ -49,6 +49,12 @@ def solid(shape: int, centre, half, label: int = 0, part: int = 0, yaw: float = 
         raise ValueError(f"solid: needs shape 0, 1 or 2 and positive half lengths, found shape {shape}, half {half}")
     return row
 
+# %% ../../nbs/02_data/01_raycast.ipynb #join
+def join(scenes: list) -> np.ndarray:
+    """One scene of several (each (n,) of dtype `SOLID`, possibly none)."""
+    row = np.dtype((np.void, SOLID.itemsize))
+    return np.concatenate([np.zeros(0, row), *[scene.view(row) for scene in scenes]]).view(SOLID)
+
 # %% ../../nbs/02_data/01_raycast.ipynb #place
 def place(solids: np.ndarray, at, yaw: float = 0.0, instance: int | None = None) -> np.ndarray:
     """Copy of `solids` turned by `yaw` about the origin's vertical, then moved by `at` (3,) metres."""
@@ -79,16 +85,19 @@ def look_at(eye, target) -> np.ndarray:
     return pose
 
 # %% ../../nbs/02_data/01_raycast.ipynb #slab
+_TINY = np.float32(1e-20)      # a ray exactly parallel to a face or an axis divides by this instead of by zero
+
+
 def _slab(o, d):
     "Entry and exit of rays through |x| <= 1, for one coordinate or several."
-    inverse = np.float32(1) / d
+    inverse = np.float32(1) / (d + _TINY)
     middle, reach = -o * inverse, np.abs(inverse)
     return middle - reach, middle + reach
 
 
 def _round(o, d):
     "Entry and exit of rays through |x| <= 1 in the given coordinates; nan where missed."
-    a = (d * d).sum(0)
+    a = (d * d).sum(0) + _TINY
     centre = -(o * d).sum(0) / a
     nearest = o + centre * d
     reach = np.sqrt((np.float32(1) - (nearest * nearest).sum(0)) / a)
@@ -129,6 +138,9 @@ def _windows(scene, K, pose, size):
     uv = (camera / np.maximum(z, 0.02)[..., None]) @ K.T
     low, high = np.ceil(uv.min(1)[:, :2] - 1e-3), np.floor(uv.max(1)[:, :2] + 1e-3) + 1
     low[behind], high[behind] = 0, size[::-1]
+    sides = camera @ K.T                                            # (u z, v z, z): a half-space test needs no division
+    beside = (sides[..., :2] < -z[..., None]).all(1) | (sides[..., :2] > z[..., None] * size[::-1]).all(1)
+    high[beside.any(1)] = 0
     low, high = np.clip(low, 0, size[::-1]).astype(int), np.clip(high, 0, size[::-1]).astype(int)
     high[(z <= 0.02).all(1)] = 0
     return np.stack([low[:, 0], high[:, 0], low[:, 1], high[:, 1]], 1), nearest
@@ -226,14 +238,15 @@ def noise(q: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/02_data/01_raycast.ipynb #patterns
 def _patterns(q, soft):
-    "The six patterns (6, N) in [0, 1] at coordinates q (3, N) in periods, bent by the noise `soft` (N,)."
+    "The seven patterns (7, N) in [0, 1] at coordinates q (3, N) in periods, bent by the noise `soft` (N,)."
     x, y, z = q
     bent = x + y + 0.35 * z + soft
     wave = np.abs(2 * (bent - np.floor(bent)) - 1)
     rings = 3 * (np.sqrt(x * x + 4 * y * y) + 0.6 * soft) + z
     cells = (np.floor(x).astype(np.int32) + np.floor(y).astype(np.int32) + np.floor(z).astype(np.int32)) & 1
+    panes = sum((np.abs(a - np.floor(a) - np.float32(0.5)) < 0.3).astype(np.int8) for a in q) >= 2
     return np.stack([np.clip(3 * soft - 1, 0, 1), wave, (x + 0.3 * z - np.floor(x + 0.3 * z) > 0.5), cells,
-                     np.abs(2 * (rings - np.floor(rings)) - 1), np.clip(6 * soft - 2.5, 0, 1)])
+                     np.abs(2 * (rings - np.floor(rings)) - 1), np.clip(6 * soft - 2.5, 0, 1), panes])
 
 # %% ../../nbs/02_data/01_raycast.ipynb #texture
 def texture(scene: np.ndarray, index: np.ndarray, coordinates: np.ndarray, footprint: np.ndarray) -> np.ndarray:
@@ -246,13 +259,14 @@ def texture(scene: np.ndarray, index: np.ndarray, coordinates: np.ndarray, footp
     sharp = np.clip(period / (4 * footprint) - np.float32(0.5), 0, 1)
     blend = np.float32(0.5) + (blend - np.float32(0.5)) * sharp
     low, high = (np.ascontiguousarray(scene["colours"][:, k].T)[:, index] for k in (0, 1))
-    return np.clip((low + (high - low) * blend) * (np.float32(0.55) + np.float32(0.9) * drift), 0, 1)
+    return np.clip((low + (high - low) * blend) * (np.float32(0.75) + np.float32(0.5) * drift), 0, 1)
 
 # %% ../../nbs/02_data/01_raycast.ipynb #palette
-def palette(rng: np.random.Generator, count: int = 8, saturation: float = 0.55) -> np.ndarray:
-    """`count` colours (count, 3) in [0, 1]: hues around two random ones, any brightness, mostly muted."""
-    hue = rng.choice(rng.random(2), count) + rng.normal(0, 0.09, count)
-    value, chroma = rng.uniform(0.15, 0.9, count), rng.beta(1.3, 2.2, count) * saturation
+def palette(rng: np.random.Generator, count: int = 8, saturation: float = 0.75) -> np.ndarray:
+    """`count` colours (count, 3) in [0, 1]: hues around five, half of them wood and stone, any brightness, mostly muted."""
+    anchors = np.where(rng.random(5) < 0.5, rng.normal(0.08, 0.03, 5), rng.random(5))
+    hue = rng.choice(anchors, count) + rng.normal(0, 0.04, count)
+    value, chroma = rng.uniform(0.1, 0.95, count), rng.beta(1.2, 1.7, count) * saturation
     wheel = np.clip(np.abs((hue[:, None] + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     return value[:, None] * (1 - chroma[:, None] * (1 - wheel))
 
@@ -260,13 +274,15 @@ def palette(rng: np.random.Generator, count: int = 8, saturation: float = 0.55) 
 def paint(solids: np.ndarray, rng: np.random.Generator, colours: np.ndarray, period=(0.1, 0.9)) -> np.ndarray:
     """Copy of `solids` with a random material for each `part`: colours from `colours` (n, 3), `period` range in metres."""
     painted = solids.copy()
-    for part in np.unique(solids["part"]):
-        rows = solids["part"] == part
-        first, second = rng.choice(len(colours), 2, replace=False)
-        painted["colours"][rows] = (colours[[first, second]] * rng.uniform(0.85, 1.15, (2, 1))).clip(0.03, 1)
-        painted["pattern"][rows] = rng.integers(6)
-        painted["period"][rows] = np.exp(rng.uniform(*np.log(period)))
-        painted["shift"][rows] = rng.uniform(0, 50, 3)
+    parts, which = np.unique(solids["part"], return_inverse=True)
+    first = rng.integers(len(colours), size=len(parts))
+    second = (first + rng.integers(1, len(colours), len(parts))) % len(colours)
+    towards = colours[first] + rng.uniform(0.2, 0.9, (len(parts), 1)) * (colours[second] - colours[first])
+    pair = np.stack([colours[first], towards], 1) * rng.uniform(0.85, 1.15, (len(parts), 2, 1))
+    painted["colours"] = pair.clip(0.03, 1)[which]
+    painted["pattern"] = rng.integers(7, size=len(parts))[which]
+    painted["period"] = np.exp(rng.uniform(*np.log(period), len(parts)))[which]
+    painted["shift"] = rng.uniform(0, 50, (len(parts), 3))[which]
     return painted
 
 # %% ../../nbs/02_data/01_raycast.ipynb #light-2
@@ -286,7 +302,7 @@ def shadow_map(scene: np.ndarray, eye, target, half_angle_tan: float, side: int 
 
 
 def visibility(shadow: tuple, points: np.ndarray, bias: float = 0.03) -> np.ndarray:
-    """Share of light (N,) in [0, 1] that reaches `points` (3, N); 1 outside the map. `bias` in metres."""
+    """Share of light (N,) in [0, 1] that reaches `points` (3, N); 1 outside the map. `bias` in metres, beside 0.6 texels."""
     K, pose, depth = shadow
     turn = pose[:3, :3].T.astype(np.float32)[:, :, None]
     p = points - pose[:3, 3:].astype(np.float32)
@@ -298,7 +314,7 @@ def visibility(shadow: tuple, points: np.ndarray, bias: float = 0.03) -> np.ndar
     u, v = np.where(outside, 0, u), np.where(outside, 0, v)
     u0, v0 = u.astype(np.int32), v.astype(np.int32)
     a, b, flat, at = u - u0, v - v0, depth.ravel(), v0 * side + u0
-    limit = z * np.float32(0.985) - np.float32(bias)
+    limit = z * np.float32(1 - 0.6 / K[0, 0]) - np.float32(bias)
     lit = ((flat[at] > limit) * (1 - a) + (flat[at + 1] > limit) * a) * (1 - b) \
         + ((flat[at + side] > limit) * (1 - a) + (flat[at + side + 1] > limit) * a) * b
     return np.where(outside, np.float32(1), lit.astype(np.float32))
@@ -318,22 +334,27 @@ def shade(seen: Surface, albedo: np.ndarray, ambient: np.ndarray, lights: list[L
     return albedo * total
 
 # %% ../../nbs/02_data/01_raycast.ipynb #develop
-def develop(radiance: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """uint8 image (3, H, W) of `radiance` (3, H, W); random exposure, cast and noise scaled by `strength`."""
+def develop(radiance: np.ndarray, rng: np.random.Generator, grain: np.random.Generator | None = None,
+            level: float | None = None) -> np.ndarray:
+    """uint8 image (3, H, W) of `radiance` (3, H, W): exposure, cast, contrast and blur from `rng`, noise from `grain` (or `rng`).
+
+    `level` is the radiance that counts as bright; by default that of the image's 90 % quantile.
+    """
     height, width = radiance.shape[1:]
-    level = np.quantile(radiance.mean(0)[::4, ::4], 0.9) + 1e-6
-    gain = 0.75 / level * np.exp(strength * (rng.normal(0, 0.28) + rng.normal(0, 0.10, 3)))
+    level = np.quantile(radiance.mean(0)[::4, ::4], 0.9) + 1e-6 if level is None else level
+    gain = 0.5 / level * np.exp(rng.normal(0, 0.28) + rng.normal(0, 0.10, 3))
     x = radiance * gain.astype(np.float32)[:, None, None]
     y = np.linspace(-1, 1, height, dtype=np.float32)[:, None] ** 2 + np.linspace(-1, 1, width, dtype=np.float32) ** 2
-    x = x * (1 - np.float32(rng.uniform(0, 0.14) * strength) * y)
+    x = x * (1 - np.float32(rng.uniform(0, 0.14)) * y)
     x = np.sqrt(np.maximum(x / (np.float32(0.7) + np.float32(0.45) * x), 0))
+    x = np.float32(0.5) + (x - np.float32(0.5)) * np.float32(np.exp(rng.uniform(0, 0.35)))
     side = np.float32(rng.uniform(0.05, 0.16))
     for axis in (1, 2):
         padded = np.pad(x, [(1, 1) if a == axis else (0, 0) for a in range(3)], mode="edge")
         low, high = (padded[:, :-2], padded[:, 2:]) if axis == 1 else (padded[..., :-2], padded[..., 2:])
         x = x * (1 - 2 * side) + (low + high) * side
-    grain = rng.standard_normal(x.shape, dtype=np.float32) * np.float32(rng.uniform(0.005, 0.025) * strength)
-    return (np.clip(x + grain, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
+    x = x + np.float32(rng.uniform(0.005, 0.025)) * (grain or rng).standard_normal(x.shape, dtype=np.float32)
+    return (np.clip(x, 0, 1) * np.float32(255) + np.float32(0.5)).astype(np.uint8)
 
 # %% ../../nbs/02_data/01_raycast.ipynb #patch
 def _patch(columns: int, rows: int) -> np.ndarray:

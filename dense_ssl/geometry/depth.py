@@ -115,7 +115,7 @@ def write_depth_png(path: str | Path, depth: Tensor | np.ndarray) -> None:
     depth = np.asarray(depth, dtype=np.float64)
     good = np.isfinite(depth)
     if depth.ndim != 2 or not good.any():
-        raise ValueError(f"{path}: depth has shape {depth.shape}, {good.sum()} finite values; needs (H, W), at least one")
+        raise ValueError(f"{path}: depth {depth.shape} with {good.sum()} finite values; needs (H, W), at least one")
     low, high = depth[good].min(), depth[good].max()
     scale = (high - low) / 65534 if high > low else 1.0
     raw = np.where(good, 1 + np.round((np.where(good, depth, low) - low) / scale), 0).astype(np.uint16)
