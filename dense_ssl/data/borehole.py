@@ -30,7 +30,7 @@ class Wall(NamedTuple):
                       self.depth * np.float32(1 / (cell * stretch))]).reshape(3, -1)
         return noise(q + rng.uniform(0, 64, (3, 1)).astype(np.float32)).reshape(2, *self.depth.shape)
 
-
+# %% ../../nbs/02_data/04_borehole.ipynb #unwrap
 def unwrap(size: tuple[int, int]) -> Wall:
     """The wall's coordinates for an image of `size` (H, W)."""
     height, width = size
@@ -43,7 +43,7 @@ def _around(wall, angle):
     "Difference of azimuth to `angle`, in (-pi, pi]."
     return np.angle(np.exp(1j * (wall.azimuth[0] - angle))).astype(np.float32)[None]
 
-
+# %% ../../nbs/02_data/04_borehole.ipynb #beds
 def beds(wall: Wall, rng: np.random.Generator) -> np.ndarray:
     """Brightness (H, W) around 0 of tilted beds: a random profile along the bedding coordinate, with sharp dark bands."""
     at = wall.depth - np.float32(rng.gamma(1.2, 0.03)) * np.cos(wall.azimuth - np.float32(rng.uniform(0, 2 * np.pi)))
@@ -54,7 +54,7 @@ def beds(wall: Wall, rng: np.random.Generator) -> np.ndarray:
         profile[start:start + thick] += rng.choice([-1, -1, 1]) * rng.uniform(0.15, 0.5)
     return np.interp(at, np.linspace(-0.5, wall.depth.max() + 0.5, 96), profile).astype(np.float32)
 
-
+# %% ../../nbs/02_data/04_borehole.ipynb #fracture
 def fracture(wall: Wall, rng: np.random.Generator, holes: np.ndarray) -> np.ndarray:
     """Strength (H, W) in [0, 1] of one fracture: a thin sine, broken where the noise `holes` (H, W) is high."""
     rise, top = rng.uniform(0.02, 0.28), wall.depth.max()
@@ -79,7 +79,7 @@ class Log(NamedTuple):
     breakout: np.ndarray
     stain: np.ndarray
 
-
+# %% ../../nbs/02_data/04_borehole.ipynb #zones
 def _zones(wall, rng, ragged):
     "Fields of the breakouts (paired) and of the stains (single), and how dark each is."
     end, stress, breakouts, stains = wall.depth.max(), rng.uniform(0, 2 * np.pi), [], []
@@ -94,7 +94,7 @@ def _zones(wall, rng, ragged):
         stains.append(zone(wall, rng.uniform(0, 2 * np.pi), rng.uniform(0.0, end), wide, long, ragged[1]))
     return breakouts, stains
 
-
+# %% ../../nbs/02_data/04_borehole.ipynb #clean-time
 def _clean_time(wall, rng, slow):
     "Transit time of an unbroken wall: level, eccentricity, ovality, slow drift; the eccentric direction as well."
     first, second = rng.uniform(0, 2 * np.pi, 2)

@@ -133,7 +133,7 @@ def _map(tree: Path, image: Path, name: str) -> Path:
     "The map of one image; BadSample if there is none."
     path = mirrored(tree, name)
     if path is None:
-        raise BadSample(f"{Path(tree, name).with_suffix('.png')}: there is no map for {image}; needs this file, or .npy")
+        raise BadSample(f"{Path(tree, name).with_suffix('.png')}: there is no map for {image}; needs it, or .npy")
     return path
 
 # %% ../../nbs/02_data/05_folders.ipynb #shorter-side

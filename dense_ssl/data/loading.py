@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StepBatches', 'Batch', 'Pairs', 'pair_loader']
 
-# %% ../../nbs/02_data/08_loading.ipynb #d3709693
+# %% ../../nbs/02_data/08_loading.ipynb #d9813be6
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .views import BadSample, View, paired_views, sample_generator, stack_views
 from ..geometry.depth import normalize_depth
+from ..processes import die_with_parent
 
 # %% ../../nbs/02_data/08_loading.ipynb #stepbatches
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -103,7 +104,11 @@ def _collate(items: list[tuple[View, View, str, list[str]]]) -> Batch:
     return Batch(stack_views(list(first)), stack_views(list(second)), list(names), sum(skipped, []))
 
 
+def _init_worker(_: int) -> None:
+    die_with_parent()
+
+
 def pair_loader(pairs: Pairs, batches: StepBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader:
     """A loader of `Batch`es with `workers` processes (0: in this process). Its content does not depend on `workers`."""
     return DataLoader(pairs, batch_sampler=batches, num_workers=workers, collate_fn=_collate, pin_memory=pin_memory,
-                      prefetch_factor=4 if workers else None)
+                      worker_init_fn=_init_worker, prefetch_factor=4 if workers else None)

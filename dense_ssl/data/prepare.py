@@ -191,7 +191,7 @@ def run_job(job: Job, shard: int = 0, shards: int = 1, progress: bool = True) ->
     make = _factory(job.factory)(**job.arguments, **job.runtime)
     kind = job.kind or getattr(make, "kind", None)
     if not kind:
-        raise ValueError(f"kind is missing in the job and {job.factory} does not tell it; needs 'disparity' or the like")
+        raise ValueError(f"kind is missing in the job and {job.factory} does not tell it; needs e.g. 'disparity'")
     inputs = {k: v for k, v in job.images.items() if k != "root"}
     settings = {"factory": job.factory, "arguments": job.arguments, "images": inputs, "version": __version__}
     images = ImageFolder(**job.images)

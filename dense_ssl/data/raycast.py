@@ -94,7 +94,7 @@ def _slab(o, d):
     middle, reach = -o * inverse, np.abs(inverse)
     return middle - reach, middle + reach
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #round
 def _round(o, d):
     "Entry and exit of rays through |x| <= 1 in the given coordinates; nan where missed."
     a = (d * d).sum(0) + _TINY
@@ -103,7 +103,7 @@ def _round(o, d):
     reach = np.sqrt((np.float32(1) - (nearest * nearest).sum(0)) / a)
     return centre - reach, centre + reach
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #enter
 def _enter(shape, o, d):
     "Ray parameter at which rays o + t d, (3, 1, 1) and (3, h, w), enter the unit shape; inf where they miss it."
     if shape == BOX:
@@ -125,7 +125,7 @@ def _rays(scene, K, pose):
     eye = np.einsum("nij,nj->ni", unit, pose[:3, 3] - scene["centre"])
     return eye.astype(np.float32), (unit @ (pose[:3, :3] @ np.linalg.inv(K))).astype(np.float32)
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #windows
 _CORNERS = np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)], float)
 
 
@@ -178,7 +178,7 @@ class Surface(NamedTuple):
     normals: np.ndarray
     coordinates: np.ndarray
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #unit-normals
 def _unit_normals(shape, q):
     "Outward normals (3, N) of the unit shapes at q (3, N)."
     size = np.abs(q)
@@ -222,7 +222,7 @@ def _volume(side: int = 64) -> np.ndarray:
         total += grid * 0.6 ** (4 - octave)
     return (0.5 + total * 0.22 / total.std()).clip(0, 1).astype(np.float32).reshape(-1, 2)
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #noise
 def noise(q: np.ndarray) -> np.ndarray:
     """Multi-octave value noise (2, N) in [0, 1] at points `q` (3, N); the finest cells have side 1, the period is 64."""
     low = np.floor(q)
@@ -270,7 +270,7 @@ def palette(rng: np.random.Generator, count: int = 8, saturation: float = 0.75) 
     wheel = np.clip(np.abs((hue[:, None] + np.array([0, 2 / 3, 1 / 3])) % 1 * 6 - 3) - 1, 0, 1)
     return value[:, None] * (1 - chroma[:, None] * (1 - wheel))
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #paint
 def paint(solids: np.ndarray, rng: np.random.Generator, colours: np.ndarray, period=(0.1, 0.9)) -> np.ndarray:
     """Copy of `solids` with a random material for each `part`: colours from `colours` (n, 3), `period` range in metres."""
     painted = solids.copy()
@@ -294,13 +294,13 @@ class Light(NamedTuple):
     falloff: float = 0.0
     shadow: tuple | None = None
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #shadow-map
 def shadow_map(scene: np.ndarray, eye, target, half_angle_tan: float, side: int = 192) -> tuple:
     """(K, pose, depth (side, side)) seen from a light at `eye` towards `target`; nothing is drawn for solids before it."""
     K, pose = pinhole((side, side), 0.5 / half_angle_tan), look_at(eye, target)
     return K, pose, cast(scene, K, pose, (side, side))[0]
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #visibility
 def visibility(shadow: tuple, points: np.ndarray, bias: float = 0.03) -> np.ndarray:
     """Share of light (N,) in [0, 1] that reaches `points` (3, N); 1 outside the map. `bias` in metres, beside 0.6 texels."""
     K, pose, depth = shadow
@@ -363,7 +363,7 @@ def _patch(columns: int, rows: int) -> np.ndarray:
     a, b, c, d = corner, corner + 1, corner + columns + 1, corner + columns + 2
     return np.concatenate([np.stack([a, b, d], 1), np.stack([a, d, c], 1)])
 
-
+# %% ../../nbs/02_data/01_raycast.ipynb #unit-mesh
 def _unit_mesh(shape, half, step):
     "Patches (vertices on the unit shape, triangles) that cover it, oriented outwards."
     counts = np.maximum(np.ceil(2 * half / step).astype(int), 1)
@@ -372,7 +372,8 @@ def _unit_mesh(shape, half, step):
             j, k = (axis + 1) % 3, (axis + 2) % 3
             b, a = np.meshgrid(np.linspace(-1, 1, counts[k] + 1), np.linspace(-1, 1, counts[j] + 1), indexing="ij")
             for sign in (-1, 1):
-                q = np.empty((a.size, 3)); q[:, axis], q[:, j], q[:, k] = sign, a.ravel(), b.ravel()
+                q = np.empty((a.size, 3))
+                q[:, axis], q[:, j], q[:, k] = sign, a.ravel(), b.ravel()
                 yield q, _patch(counts[j], counts[k])[:, ::sign]
         return
     around = max(int(np.ceil(2 * np.pi * half[:2].max() / step)), 12)

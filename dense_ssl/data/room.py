@@ -28,14 +28,14 @@ def _block(name, x, y, z, part=0, shape=BOX):
     low, high = np.array([x, y, z], float).T
     return solid(shape, (low + high) / 2, (high - low) / 2, CLASSES.index(name), part)
 
-
+# %% ../../nbs/02_data/02_room.ipynb #legs
 def _legs(name, w, d, z, thick, round_legs, part=1):
     "Four legs under a w x d top at height z."
     shape, x, y = (CYLINDER if round_legs else BOX), w / 2 - thick, d / 2 - thick
     return [_block(name, (sx * x - thick / 2, sx * x + thick / 2), (sy * y - thick / 2, sy * y + thick / 2), (0, z), part,
                    shape) for sx in (-1, 1) for sy in (-1, 1)]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #table
 def _table(rng):
     w, d, h = rng.uniform(0.8, 1.8), rng.uniform(0.5, 0.95), rng.uniform(0.45, 0.8)
     if rng.random() < 0.3:
@@ -46,7 +46,7 @@ def _table(rng):
     return [_block("table", (-w / 2, w / 2), (-d / 2, d / 2), (h - 0.05, h)),
             *_legs("table", w, d, h - 0.05, rng.uniform(0.05, 0.1), rng.random() < 0.4)]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #chair
 def _chair(rng):
     w, d, h, top = rng.uniform(0.4, 0.55), rng.uniform(0.4, 0.5), rng.uniform(0.4, 0.5), rng.uniform(0.75, 1.1)
     back = [_block("chair", (-w / 2, w / 2), (d / 2 - 0.05, d / 2), (h + rng.choice([0.0, 0.12]), top), rng.integers(2))]
@@ -67,11 +67,11 @@ def _sofa(rng):
             *[_block("sofa", (min(s * w / 2, s * (w / 2 - arm)), max(s * w / 2, s * (w / 2 - arm))), (-d / 2, d / 2 - 0.22),
                      (0.06, h + 0.15)) for s in (-1, 1)],
             *[_block("sofa", (a + 0.01, b - 0.01), (-d / 2 - 0.02, d / 2 - 0.23), (h - 0.12, h), 1)
-              for a, b in zip(edges[:-1], edges[1:])],
+              for a, b in zip(edges[:-1], edges[1:], strict=True)],
             *[solid(BALL, (x, d / 2 - 0.3, h + 0.17), (0.2, 0.1, 0.17), CLASSES.index("sofa"), 2)
               for x in (edges[:-1] + edges[1:])[rng.random(seats) < 0.5] / 2]]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #bed
 def _bed(rng):
     w, d, h = rng.uniform(0.9, 1.8), rng.uniform(1.9, 2.15), rng.uniform(0.4, 0.6)
     pillows = np.linspace(-w / 2, w / 2, 2 if w < 1.3 else 3)
@@ -80,9 +80,9 @@ def _bed(rng):
             _block("bed", (-w / 2 - 0.01, w / 2 + 0.01), (-d / 2 - 0.01, d * rng.uniform(0.0, 0.3)), (h - 0.15, h + 0.03), 2),
             _block("bed", (-w / 2, w / 2), (d / 2 - 0.05, d / 2), (0.08, rng.uniform(0.7, 1.2))),
             *[solid(BALL, ((a + b) / 2, d / 2 - 0.3, h + 0.06), ((b - a) * 0.42, 0.2, 0.1), CLASSES.index("bed"), 3)
-              for a, b in zip(pillows[:-1], pillows[1:])]]
+              for a, b in zip(pillows[:-1], pillows[1:], strict=True)]]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #shelf
 def _shelf(rng):
     w, d, h, boards = rng.uniform(0.6, 1.6), rng.uniform(0.28, 0.45), rng.uniform(0.8, 2.1), rng.integers(2, 5)
     levels = np.linspace(0.06, h - 0.02, boards + 1)
@@ -91,7 +91,7 @@ def _shelf(rng):
     solids += [_block("shelf", (-w / 2, w / 2), (-d / 2, d / 2), (z - 0.02, z + 0.01)) for z in levels]
     if rng.random() < 0.4:
         solids += [_block("shelf", (-w / 2, w / 2), (-d / 2 - 0.01, -d / 2 + 0.02), (0.04, levels[boards // 2]), 1)]
-    for low, high in zip(levels[:-1], levels[1:]):
+    for low, high in zip(levels[:-1], levels[1:], strict=True):
         x = -w / 2 + 0.04
         while x < w / 2 - 0.12:
             wide = rng.uniform(0.05, 0.3)
@@ -111,13 +111,13 @@ def _lamp(rng, tall=True):
             _block("lamp", (-0.02, 0.02), (-0.02, 0.02), (0.03, h - deep), 0, CYLINDER),
             _block("lamp", (-r, r), (-r, r), (h - deep, h), 1, head)]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #pendant
 def _pendant(rng, height):
     r, drop, deep = rng.uniform(0.12, 0.3), rng.uniform(0.15, 0.5), rng.uniform(0.1, 0.2)
     return [_block("lamp", (-0.012, 0.012), (-0.012, 0.012), (height - drop, height), 0, CYLINDER),
             _block("lamp", (-r, r), (-r, r), (height - drop - deep, height - drop), 1, rng.choice([CYLINDER, BALL]))]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #carton
 def _carton(rng, scale=1.0):
     w, d, h = rng.uniform(0.18, 0.55, 3) * scale
     if rng.random() < 0.2:
@@ -125,13 +125,13 @@ def _carton(rng, scale=1.0):
     return [_block("box", (-w / 2, w / 2), (-d / 2, d / 2), (0, h)),
             _block("box", (-w * 0.08, w * 0.08), (-d / 2 - 0.004, d / 2 + 0.004), (0.001, h + 0.004), 1)]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #picture
 def _picture(rng):
     w, h, z = rng.uniform(0.35, 1.1), rng.uniform(0.35, 0.8), rng.uniform(1.4, 1.7)
     return [_block("picture", (-w / 2, w / 2), (-0.03, 0), (z - h / 2, z + h / 2)),
             _block("picture", (-w / 2 + 0.05, w / 2 - 0.05), (-0.035, 0), (z - h / 2 + 0.05, z + h / 2 - 0.05), 1)]
 
-
+# %% ../../nbs/02_data/02_room.ipynb #door
 def _door(rng):
     w, h = rng.uniform(0.8, 1.0), rng.uniform(1.95, 2.15)
     side = rng.choice([-1, 1]) * (w / 2 - 0.1)
@@ -149,7 +149,7 @@ class Room(NamedTuple):
     ambient: np.ndarray
     poses: np.ndarray
 
-
+# %% ../../nbs/02_data/02_room.ipynb #layout
 class _Layout:
     "Furniture under way into a room of interior `size`: what is placed and which rectangles are taken."
 
@@ -189,7 +189,7 @@ class _Layout:
                 return solids, spot, side
         return None
 
-
+# %% ../../nbs/02_data/02_room.ipynb #turned
 def _turned(p, quarter):
     "p (3,) turned about z by `quarter` right angles, exactly."
     x, y, z = p
@@ -206,7 +206,7 @@ def _things_on(layout, solids, at, yaw, count):
         layout.put(join(item), where + (0, 0, top["centre"][2] + top["half"][2]), yaw + layout.rng.uniform(-1, 1),
                    free=False)
 
-
+# %% ../../nbs/02_data/02_room.ipynb #dining
 def _dining(layout):
     "A table in the open with chairs around it, all pushed in a little differently."
     rng = layout.rng
@@ -221,7 +221,7 @@ def _dining(layout):
             spot = place(solid(BOX, away, (1, 1, 1)), at, yaw)["centre"][0]
             layout.put(join(_chair(rng)), spot, yaw + side * np.pi / 2 + rng.normal(0, 0.2), gap=0.0)
 
-
+# %% ../../nbs/02_data/02_room.ipynb #shell
 def _shell(rng, size):
     "Floor, walls, ceiling, sometimes a column and a rug, around the interior."
     x, y, h = size[0] / 2, size[1] / 2, size[2]
@@ -274,7 +274,7 @@ def _clear(eye, size, taken):
     return not any(x0 - 0.2 < eye[0] < x1 + 0.2 and y0 - 0.2 < eye[1] < y1 + 0.2 and eye[2] < top + 0.3
                    for x0, y0, x1, y1, top in taken)
 
-
+# %% ../../nbs/02_data/02_room.ipynb #cameras
 def _cameras(rng, solids, size, taken, count):
     "Poses (count, 4, 4) around a focus point."
     focus = rng.uniform(-0.2, 0.2, 2) * size[:2]
@@ -370,7 +370,7 @@ def _render(room, K, pose, size, rng):
     radiance = shade(seen, albedo, room.ambient, room.lights)
     return develop(radiance.reshape(3, *size), rng), depth, index
 
-
+# %% ../../nbs/02_data/02_room.ipynb #room-mesh
 def room_mesh(room: Room, step: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Vertices (V, 3) float64 metres, faces (F, 3), labels (F,), instances (F,) of `room`; the shell's outside is left out."""
     vertices, faces, owner = tessellate(room.solids, step)

@@ -6,7 +6,7 @@
 __all__ = ['RESNETS', 'STATE', 'Protocol', 'protocol_name', 'build_segmentation', 'Segmenter', 'check_labels', 'class_names',
            'Split', 'load_split', 'colour_map', 'save_picture', 'segmentation_loss', 'predict', 'train_segmentation']
 
-# %% ../../nbs/08_evaluation/02_segmentation.ipynb #23d67e62
+# %% ../../nbs/08_evaluation/02_segmentation.ipynb #ca19f4ef
 import colorsys
 import hashlib
 import math
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from ..core import atomic_path, read_json, write_json
 from ..data.views import normalize_image, sample_generator
-from .coherence import resize_image, sample_batches
+from .coherence import data_name, resize_image, sample_batches
 from .metrics import confusion, hardware, iou_from_confusion
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #protocol
@@ -77,8 +77,8 @@ def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: 
     p = protocol
     augmentation = " and ".join(["flip"] * p.flip + [f"crop {p.crop[0]}x{p.crop[1]}"] * bool(p.crop)) if p.flip or p.crop else "no"
     rates = f", rates {'/'.join(map(str, p.atrous_rates))}" if p.decoder.startswith("deeplab") else ""
-    return (f"semantic segmentation, encoder {'frozen' if p.frozen else 'fine-tuned'}: {train.name} -> {test.name} (version "
-            f"{test.version}), {classes} classes, void {p.ignore_index}, whole images at {p.size[0]}x{p.size[1]}, truth at its own "
+    return (f"semantic segmentation, encoder {'frozen' if p.frozen else 'fine-tuned'}: {data_name(train)} -> {data_name(test)}, "
+            f"{classes} classes, void {p.ignore_index}, whole images at {p.size[0]}x{p.size[1]}, truth at its own "
             f"size, {p.decoder} (stride {p.output_stride}, {p.decoder_channels} channels{rates}, dropout {p.dropout:g}), {augmentation} "
             f"augmentation, {p.optimizer} {p.learning_rate:g} cosine, weight decay {p.weight_decay:g}, {p.epochs} epochs, patience {p.patience} "
             f"on {p.holdout:.0%} of train, batch {p.batch_size}, loss at 1/{p.loss_stride}, {p.precision}, one confusion matrix")
@@ -154,7 +154,7 @@ class Segmenter(nn.Module):
     def own_state(self) -> dict[str, Tensor]:
         """Copies, on the CPU, of what training changes: everything, or all but a frozen encoder."""
         own = {k: v for k, v in self.state_dict().items() if not (self.frozen and k.startswith("model.encoder."))}
-        return {k: v.detach().cpu().clone() for k, v in own.items()}
+        return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in own.items()}
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #check-labels
 def check_labels(sample: object, classes: int, ignore_index: int = 255) -> Tensor:
@@ -280,7 +280,7 @@ def _start(encoder, train, protocol, classes, seed, device, progress) -> _Run:
     if len(rest) < 2 or any((split.labels[part] == 255).all() for part in (held, rest)):
         raise ValueError(f"{train.name} has {len(order)} usable images, {len(held)} of them held out for early stopping; needed: "
                          "at least 2 others, and labelled pixels in both parts")
-    model = Segmenter(build_segmentation(encoder, protocol, classes, seed), protocol.frozen).to(device)
+    model = Segmenter(build_segmentation(encoder, protocol, classes, seed), protocol.frozen).to(device, memory_format=torch.channels_last)
     weights = [w for w in model.parameters() if w.requires_grad]
     options = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
     optimizer = torch.optim.Adam(weights, **options) if protocol.optimizer == "adam" else torch.optim.SGD(weights, momentum=0.9, **options)
@@ -294,14 +294,14 @@ def _autocast(run: _Run) -> torch.autocast:
 
 @torch.no_grad()
 def _fill_cache(run: _Run, cache_gb: float) -> None:
-    "Keep the frozen encoder's last map of every image of the split, where that is possible and fits."
+    "Keep the frozen encoder's last map of every image of the split, (N, h, w, C), where that is possible and fits."
     p = run.protocol
     if not p.frozen or p.flip or p.crop or p.decoder not in ("deeplabv3", "pspnet"):
         return
     parts = []
     for chunk in tqdm(run.split.images.split(p.batch_size), desc="features", disable=run.quiet, leave=False):
         with _autocast(run):
-            parts.append(run.model.eval().features(normalize_image(chunk.to(run.device)))[-1].float().cpu())
+            parts.append(run.model.eval().features(normalize_image(chunk.to(run.device)))[-1].float().cpu().permute(0, 2, 3, 1))
         if parts[0][0].numel() * 4 * len(run.split.names) > cache_gb * 1e9:
             return
     run.cache = torch.cat(parts)
@@ -317,7 +317,7 @@ def _batch(run: _Run, indices: list[int], train: bool) -> tuple[Tensor, Tensor]:
         labels = F.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]
     with _autocast(run):
         if run.cache is not None:
-            logits = run.model.decode([run.cache[indices].to(run.device)])
+            logits = run.model.decode([run.cache[indices].to(run.device).permute(0, 3, 1, 2)])
         else:
             logits = run.model(normalize_image(images.to(run.device)))
     return logits, labels.to(run.device)

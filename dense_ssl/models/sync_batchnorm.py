@@ -34,7 +34,7 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
             return super().forward(x)
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.numel() / values.shape[1] * dist.get_world_size()
         mean = _SumOverProcesses.apply(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]

@@ -14,11 +14,12 @@ from torch import Tensor
 def propagate(x: Tensor, transformed: Tensor, gamma: float = 2.0) -> Tensor:
     """Each pixel becomes the sum of `transformed` pixels weighted by similarity, clamped at 0, to the power gamma.
 
-    x: features (B, N, C) that similarity is measured on. transformed: g(x), (B, N, D). Returns: (B, N, D) float32.
+    x: features (B, N, C) that similarity is measured on. transformed: g(x), (B, N, D). Returns: (B, N, D), at least float32.
     """
     with torch.autocast(x.device.type, enabled=False):
-        unit = F.normalize(x.float(), dim=-1)
-        return (unit @ unit.mT).clamp_min(0).pow(gamma) @ transformed.float()
+        x, transformed = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, transformed))
+        unit = F.normalize(x, dim=-1)
+        return (unit @ unit.mT).clamp_min(0).pow(gamma) @ transformed
 
 # %% ../../nbs/04_objectives/01_pixel_consistency.ipynb #pixel-consistency-2
 def pixel_consistency(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, positives: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def pixel_consistency(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, positives:
     if y1.shape != x1.shape or y2.shape != x2.shape:
         raise ValueError(f"y1, x1 and y2, x2 must have equal shapes, not {[tuple(t.shape) for t in (y1, x1, y2, x2)]}")
     with torch.autocast(y1.device.type, enabled=False):
-        y1, y2, x1, x2 = (F.normalize(t.float(), dim=-1) for t in (y1, y2, x1, x2))
+        y1, y2, x1, x2 = (F.normalize(t.to(torch.promote_types(t.dtype, torch.float32)), dim=-1) for t in (y1, y2, x1, x2))
         agreement = y1 @ x2.mT + (y2 @ x1.mT).mT
         counts = positives.sum((1, 2)).clamp_min(1)
         return -((agreement * positives).sum((1, 2)) / counts).mean()

@@ -14,13 +14,14 @@ from torch import Tensor
 def pixel_contrast(x1: Tensor, x2: Tensor, positives: Tensor, temperature: float = 0.3) -> Tensor:
     """PixContrast's loss (PixDepth Eq. 2), symmetric in the two views; a scalar.
 
-    x1, x2: features (B, N1, C), (B, N2, C), of any length: the cosine is taken here, in float32. positives: bool (B, N1, N2).
+    x1, x2: features (B, N1, C), (B, N2, C), of any length: the cosine is taken here, at least in float32. positives: bool (B, N1, N2).
     Per image the mean over anchors of view 1 and of view 2, their average, then the mean over the batch.
     An image without anchors adds 0. Raises: `ValueError` for other shapes or types, a temperature that is not positive.
     """
     _check(x1, x2, positives, temperature)
     with torch.autocast(x1.device.type, enabled=False):
-        scores = F.normalize(x1.float(), dim=-1) @ F.normalize(x2.float(), dim=-1).mT / temperature
+        x1, x2 = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (x1, x2))
+        scores = F.normalize(x1, dim=-1) @ F.normalize(x2, dim=-1).mT / temperature
         return (_one_way(scores, positives) + _one_way(scores.mT, positives.mT)).mean() / 2
 
 

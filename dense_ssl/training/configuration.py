@@ -48,7 +48,7 @@ class Pretrain(_Strict):
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(1e-5, ge=0)
     clip: float | None = Field(None, gt=0)
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
     seed: int = Field(0, ge=0)
     strict: bool = False
 

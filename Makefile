@@ -1,0 +1,27 @@
+# make reproduce: everything from nothing to tables and figures.   make test: everything that must hold.
+PYTHON ?= python3
+BIN = .venv/bin
+export PYTHONWARNINGS ?= ignore
+
+.PHONY: reproduce test lab install readme notebooks clean
+
+reproduce: .venv/installed
+	$(BIN)/python -m dense_ssl.experiments.registry --profile quick
+
+test: .venv/installed
+	BIN=$(BIN) bash tests/run.sh
+
+lab: .venv/installed
+	$(BIN)/jupyter lab --notebook-dir=nbs
+
+install: .venv/installed
+
+# Export, clean and execute what was edited, then make README.md from nbs/index.ipynb.
+readme: .venv/installed
+	$(BIN)/python tests/readme.py --write
+
+.venv/installed: settings.ini setup.py constraints.txt
+	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dense_ssl needs Python 3.11 or newer; set PYTHON=')"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	touch $@

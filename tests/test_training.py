@@ -1,0 +1,245 @@
+"""Pre-training in real processes: killed at random moments, split over ranks, on a full disk, with damaged files."""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from dense_ssl.core import is_done, read_json, run_folder, write_json
+from dense_ssl.models.encoders import read_weights
+from dense_ssl.training.configuration import Launch, Pretrain, parse
+from dense_ssl.training.launch import run_pretrain, worker_command
+from dense_ssl.training.loop import Log
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"data": {"name": "room", "options": {"count": 12, "size": [48, 64]}}, "method": "pixdepth", "encoder": "timm/test_resnet", "crop": 48,
+         "method_options": {"hidden": 32, "out": 30}, "batch_size": 4, "steps": 12, "warmup": 2, "lr": 0.05, "scale": (0.3, 1.0)}
+QUICK = {"log_every": 1, "tensorboard": False, "checkpoint_seconds": 0, "threads": 1}
+
+
+def start(folder: Path, config: dict, launch: dict, **options) -> subprocess.Popen:
+    "Start the worker of a run folder, marked in its environment so that its whole family can be found."
+    write_json(folder / "params.json", parse(Pretrain, config).model_dump(mode="json"))
+    write_json(folder / "launch.json", launch)
+    return subprocess.Popen(worker_command(folder, parse(Launch, launch)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                            env={**os.environ, "OMP_NUM_THREADS": "1", "DENSE_SSL_MARK": str(folder)}, start_new_session=True, **options)
+
+
+def family(mark: Path) -> list[int]:
+    "The processes that carry `mark` in their environment and are not dead."
+    found = []
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and int(process.name) != os.getpid():
+            try:
+                alive = process.joinpath("stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+                if alive and f"DENSE_SSL_MARK={mark}\0".encode() in process.joinpath("environ").read_bytes():
+                    found.append(int(process.name))
+            except OSError:
+                continue
+    return found
+
+
+def wait_for_step(folder: Path, step: int, seconds: float = 120) -> None:
+    "Until the log has a line of `step` (or the run is done)."
+    until = time.monotonic() + seconds
+    while not is_done(folder) and not any(line["step"] >= step for line in Log.read(folder / "metrics.jsonl")):
+        assert time.monotonic() < until, f"step {step} was not reached"
+        time.sleep(0.02)
+
+
+def gone(mark: Path, seconds: float = 15) -> bool:
+    "Whether the whole family ends within `seconds`."
+    until = time.monotonic() + seconds
+    while family(mark) and time.monotonic() < until:
+        time.sleep(0.1)
+    return not family(mark)
+
+
+def finish(folder: Path, config: dict, launch: dict) -> None:
+    process = start(folder, config, launch)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+
+
+def same_bits(a: Path, b: Path) -> bool:
+    first, second = (read_weights(f / "encoder.safetensors") for f in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in Log.read(folder / "metrics.jsonl")]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    "An uninterrupted run without loader workers."
+    folder = tmp_path_factory.mktemp("whole")
+    finish(folder, SMALL, QUICK)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [0, 1, 2])
+def test_killed_worker_ends_with_the_same_bits(whole, tmp_path, workers):
+    chance = random.Random()
+    print("seed", seed := chance.randrange(10**6))
+    chance.seed(seed)
+    for _ in range(3):
+        process = start(tmp_path, SMALL, QUICK | {"workers": workers})
+        wait_for_step(tmp_path, chance.randrange(0, 11))
+        time.sleep(chance.random() * 0.2)
+        process.kill()
+        process.wait()
+        assert gone(tmp_path), "orphans"
+        assert not list(tmp_path.glob("done.json")) or same_bits(whole, tmp_path)
+    finish(tmp_path, SMALL, QUICK | {"workers": workers})
+    assert same_bits(whole, tmp_path) and losses(tmp_path) == losses(whole) and len(losses(whole)) == 12
+    assert not list(tmp_path.rglob("*.tmp")) or all(p.name.startswith(".") for p in tmp_path.rglob("*.tmp"))
+
+
+def test_two_processes_walk_the_losses_of_one(tmp_path):
+    """In float64, where it can be seen: the same losses, step by step (to 1e-6: Fabric returns a float32), and the same weights.
+
+    In float32 the first losses agree to 1e-5; from then on sums in another order let single ReLUs flip, one in a million, and each
+    flip moves a gradient by a thousandth, so that paths part slowly. Nothing is wrong then, and nothing can be tested.
+    """
+    config = SMALL | {"encoder": "resnet18", "output_stride": 16, "steps": 6, "batch_size": 8, "precision": "64-true"}
+    one, two, single, double = (tmp_path / name for name in ("one", "two", "single", "double"))
+    finish(one, config, QUICK | {"checkpoint_seconds": 1e9})
+    finish(two, config, QUICK | {"checkpoint_seconds": 1e9, "processes": 2})
+    difference = max(abs(a - b) for a, b in zip(losses(one), losses(two), strict=True))
+    print("largest difference of the losses in float64:", difference)
+    assert difference < 1e-6 and read_json(two / "done.json")["world_size"] == 2
+    a, b = (read_weights(f / "encoder.safetensors") for f in (one, two))
+    assert max((a[k].double() - b[k].double()).abs().max().item() for k in a) < 1e-8
+    finish(single, config | {"precision": "32-true", "steps": 1, "warmup": 0}, QUICK)
+    finish(double, config | {"precision": "32-true", "steps": 1, "warmup": 0}, QUICK | {"processes": 2})
+    assert abs(losses(single)[0] - losses(double)[0]) < 1e-5 and abs(losses(single)[0] - losses(one)[0]) < 1e-4
+
+
+def test_accumulated_micro_batches_are_one_step(tmp_path):
+    "Without batch norm (a transformer), two micro-batches are one batch to rounding."
+    config = SMALL | {"encoder": "timm/test_vit", "crop": 160, "data": {"name": "room", "options": {"count": 8, "size": [160, 160]}},
+                      "steps": 3, "precision": "64-true", "method_options": {"hidden": 32, "out": 30}}
+    finish(tmp_path / "one", config, QUICK)
+    finish(tmp_path / "two", config | {"accumulate": 2}, QUICK)
+    assert abs(losses(tmp_path / "one")[0] - losses(tmp_path / "two")[0]) < 0.1  # the projector's batch norm sees half the batch
+    assert read_json(tmp_path / "two" / "done.json")["steps"] == 3
+
+
+def test_one_rank_killed(tmp_path):
+    two = QUICK | {"processes": 2}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    finish(whole, SMALL, two)
+    process = start(cut, SMALL, two)
+    wait_for_step(cut, 4)
+    ranks = [pid for pid in family(cut) if b"RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(ranks[0], signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0 and gone(cut) and not is_done(cut)
+    finish(cut, SMALL, two)
+    assert same_bits(whole, cut)
+
+
+def test_torchrun_killed_leaves_no_orphans(tmp_path):
+    process = start(tmp_path, SMALL | {"steps": 500}, QUICK | {"processes": 2, "workers": 1})
+    wait_for_step(tmp_path, 2)
+    assert len(family(tmp_path)) >= 5  # torchrun, two ranks, a loader worker each
+    process.kill()
+    process.wait()
+    assert gone(tmp_path), family(tmp_path)
+
+
+def papermill(out: Path, runs: Path, steps: int) -> subprocess.Popen:
+    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs/10_experiments/02_pretrain.ipynb"), str(out), "--no-progress-bar",
+               "-p", "steps", str(steps), "-p", "encoder", "timm/test_resnet", "-y", json.dumps({
+                   "settings": {"warmup": 1}, "runs": str(runs), "launch": QUICK | {"workers": 1}})]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
+                            env={**os.environ, "DENSE_SSL_MARK": str(runs), "OMP_NUM_THREADS": "1"})
+
+
+def test_papermill_killed(tmp_path):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert papermill(tmp_path / "a.ipynb", whole, 12).wait(300) == 0
+    process = papermill(tmp_path / "b.ipynb", cut, 12)
+    while not list(cut.glob("pretrain/*/launch.json")):
+        time.sleep(0.05)
+    folder = next(cut.glob("pretrain/*"))
+    wait_for_step(folder, 3)
+    process.kill()
+    process.wait()
+    assert gone(cut), family(cut)
+    assert papermill(tmp_path / "b.ipynb", cut, 12).wait(300) == 0
+    assert same_bits(next(whole.glob("pretrain/*")), folder) and is_done(folder)
+
+
+def test_full_disk_is_one_sentence_and_loses_nothing(whole, tmp_path):
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
+
+    finish(tmp_path, SMALL | {"steps": 2}, QUICK)
+    done = (tmp_path / "encoder.safetensors").read_bytes()
+    (tmp_path / "done.json").unlink()
+    process = start(tmp_path, SMALL, QUICK, preexec_fn=small_files)
+    _, said = process.communicate(timeout=120)
+    last = said.strip().splitlines()[-1]
+    assert process.returncode == 1 and "last.pt could not be written: the disk is full" in last and "Traceback" not in said, said
+    assert (tmp_path / "encoder.safetensors").read_bytes() == done and not list((tmp_path / "checkpoints").glob("last.pt"))
+    finish(tmp_path, SMALL, QUICK)
+    assert same_bits(whole, tmp_path)
+
+
+@pytest.mark.parametrize(("damage", "words"), [("half", "last.pt is damaged or cut off"), ("other", "last.pt does not fit this run's method")])
+def test_damaged_checkpoint(tmp_path, damage, words):
+    process = start(tmp_path, SMALL | {"steps": 500}, QUICK)
+    wait_for_step(tmp_path, 2)
+    process.kill()
+    process.wait()
+    file = tmp_path / "checkpoints" / "last.pt"
+    if damage == "half":
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    config = SMALL | ({"encoder": "resnet18"} if damage == "other" else {})
+    process = start(tmp_path, config, QUICK)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and words in said.strip().splitlines()[-1] and "Traceback" not in said, said
+
+
+def test_a_bad_image_is_skipped_counted_and_named(tmp_path):
+    from PIL import Image
+
+    images = tmp_path / "images"
+    images.mkdir()
+    for k in range(8):
+        Image.effect_noise((64, 64), 50 + k).convert("RGB").save(images / f"{k}.jpg")
+    (images / "3.jpg").write_bytes((images / "3.jpg").read_bytes()[:800])
+    config = SMALL | {"data": {"name": "folder", "root": str(images)}, "method": "pixpro", "steps": 4}
+    finish(tmp_path / "run", config, QUICK)
+    done = read_json(tmp_path / "run" / "done.json")
+    assert done["skipped"] == 1 and "3.jpg" in done["skipped_messages"][0]
+    process = start(tmp_path / "strict", config | {"strict": True}, QUICK)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "3.jpg" in said.strip().splitlines()[-1] and "Traceback" not in said
+
+
+def test_import_in_a_clean_process():
+    "The package needs neither nbdev nor fastcore nor an extra, and importing a loss does not import the trainer."
+    code = ("import sys; import dense_ssl.objectives.pixel_contrast, dense_ssl.positives.masks; "
+            "print(*[m for m in ('nbdev', 'fastcore', 'lightning_fabric', 'transformers', 'papermill', 'timm') if m in sys.modules])")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")
+    assert out.stdout.strip() == ""
+
+
+def test_done_is_skipped_and_other_parameters_are_another_run(tmp_path):
+    folder = run_pretrain(parse(Pretrain, SMALL | {"steps": 1, "warmup": 0}), Launch(**QUICK), runs=tmp_path)
+    stamp = (folder / "done.json").stat().st_mtime_ns
+    assert run_pretrain(parse(Pretrain, SMALL | {"steps": 1, "warmup": 0}), Launch(**QUICK | {"workers": 2}), runs=tmp_path) == folder
+    assert (folder / "done.json").stat().st_mtime_ns == stamp
+    other = parse(Pretrain, SMALL | {"steps": 1, "warmup": 0, "seed": 1})
+    assert run_folder("pretrain", "pixdepth-room-s1", other.model_dump(mode="json"), "dense_ssl.training.worker", tmp_path) != folder
