@@ -6,7 +6,7 @@
 __all__ = ['repo_root', 'data_root', 'runs_root', 'atomic_path', 'write_json', 'read_json', 'code_version', 'params_hash',
            'environment', 'run_folder', 'is_done']
 
-# %% ../nbs/00_core.ipynb #acfaa7c0
+# %% ../nbs/00_core.ipynb #2166c625
 import ast
 import errno
 import hashlib
@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -103,8 +102,10 @@ def _sources(module: str, found: dict[str, ast.Module]) -> dict[str, ast.Module]
     package = module.split(".")[0]
     for node in ast.walk(tree):
         names = []
-        if isinstance(node, ast.ImportFrom) and not node.level and node.module:
-            names = [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        if isinstance(node, ast.ImportFrom):
+            parent = module if Path(spec.origin).name == "__init__.py" else module.rpartition(".")[0]
+            base = importlib.util.resolve_name("." * node.level + (node.module or ""), parent) if node.level else node.module
+            names = [base, *(f"{base}.{a.name}" for a in node.names)]
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names]
         for name in names:

@@ -20,7 +20,7 @@ def test(path: Path) -> tuple[float, Path, str]:
 notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 with ThreadPoolExecutor(max(1, min(2, os.cpu_count() or 1))) as pool:
     results = list(pool.map(test, notebooks))
-for seconds, path, said in results:
+for _, path, said in results:
     if said:
         print(f"-- {path}\n{said[-4000:]}")
 failed = [path for _, path, said in results if said]

@@ -33,7 +33,7 @@ class Cached:
 
     def __init__(self, dataset: Any):
         self.dataset, self.samples = dataset, {}
-        self.name, self.version, self.classes = dataset.name, dataset.version, dataset.classes
+        self.name, self.version, self.classes, self.split = dataset.name, dataset.version, dataset.classes, dataset.split
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -142,7 +142,7 @@ def _pool(encoder, dataset, size, distances, share, step, similarity, ignore_ind
     for batch in sample_batches(dataset, batch_size, skipped, "coherence", progress):
         features = dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]), device)
         grid = tuple(features.shape[-2:])
-        for sample, f in zip(batch, features):
+        for sample, f in zip(batch, features, strict=True):
             used += 1
             for d in distances:
                 s = pair_similarity(f, d, similarity)
@@ -176,7 +176,7 @@ def object_coherence(encoder: nn.Module, dataset: Sequence, size: tuple[int, int
                        f"depth step > {depth_step:g} of the image's range, AUC per distance {', '.join(map(str, distances))} "
                        "cells over all pairs of the split, mean"}
     for kind in sorted({k for k, _ in pool}):
-        parts = [[torch.cat(x) for x in zip(*pool[kind, d])] for d in distances]
+        parts = [[torch.cat(x) for x in zip(*pool[kind, d], strict=True)] for d in distances]
         aucs = [pair_auc(s, same) for s, same in parts]
         out[kind] = {"auc": sum(aucs) / len(aucs), "per_distance": aucs, "pairs": [len(same) for _, same in parts],
                      "different": [(same == 0).float().mean().item() if len(same) else math.nan for _, same in parts]}

@@ -87,20 +87,21 @@ def linear_probe(encoder: nn.Module, train: Sequence, test: Sequence, size: tupl
     weight, bias = fit_linear(x.sub_(mean).mul_(scale).to(device), targets.to(device), l2, iterations)
     weight = weight.cpu() * scale  # standardising folded into the layer
     bias = bias.cpu() - weight @ mean
-    matrix, tested = torch.zeros(len(classes), len(classes), dtype=torch.int64), 0
+    matrix, tested, sizes = torch.zeros(len(classes), len(classes), dtype=torch.int64), 0, set()
     for batch in sample_batches(test, batch_size, skipped, f"probe {test.name}", progress):
         maps = dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]), device)
         logits = F.conv2d(maps, weight[:, :, None, None], bias)
         for sample, logit in zip(batch, logits, strict=True):
             truth = check_labels(sample, len(classes), ignore_index)
             matrix += confusion(predict(logit[None], truth.shape), truth[None], len(classes))
+            sizes.add(f"{truth.shape[0]}x{truth.shape[1]}")
         tested += len(batch)
     if not matrix.sum():
         raise ValueError(f"{test.name} has no labelled pixel: all of its label maps are void")
-    iou = iou_from_confusion(matrix)
+    iou, truth = iou_from_confusion(matrix), sizes.pop() if len(sizes) == 1 else "the images' own sizes"
     return {"protocol": f"linear probe, encoder frozen: {data_name(train)} -> {data_name(test)}, {len(classes)} classes, void {ignore_index}, "
-                        f"whole images at {size[0]}x{size[1]}, features {maps.shape[-2]}x{maps.shape[-1]} standardised, truth at its own "
-                        f"size, L-BFGS {iterations} iterations, L2 {l2:g}, one confusion matrix",
+                        f"whole images at {size[0]}x{size[1]}, features {maps.shape[-2]}x{maps.shape[-1]} standardised, truth at {truth}, "
+                        f"L-BFGS {iterations} iterations, L2 {l2:g}, one confusion matrix",
             "miou": iou.nanmean().item(), "pixel_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(),
             "per_class": dict(zip(classes, iou.tolist(), strict=True)), "images": {"train": used, "test": tested},
             "skipped": skipped, "seconds": time.perf_counter() - start, "hardware": hardware(device)}

@@ -72,14 +72,14 @@ class Protocol(BaseModel):
         return self
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #protocol-name
-def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: int) -> str:
+def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: int, truth: str = "own size") -> str:
     """One line that says what a number is: data, classes, resolution, what is frozen, decoder, schedule."""
     p = protocol
-    augmentation = " and ".join(["flip"] * p.flip + [f"crop {p.crop[0]}x{p.crop[1]}"] * bool(p.crop)) if p.flip or p.crop else "no"
+    augmentation = " and ".join(["flip"] * p.flip + ([f"crop {p.crop[0]}x{p.crop[1]}"] if p.crop else [])) or "no"
     rates = f", rates {'/'.join(map(str, p.atrous_rates))}" if p.decoder.startswith("deeplab") else ""
     return (f"semantic segmentation, encoder {'frozen' if p.frozen else 'fine-tuned'}: {data_name(train)} -> {data_name(test)}, "
-            f"{classes} classes, void {p.ignore_index}, whole images at {p.size[0]}x{p.size[1]}, truth at its own "
-            f"size, {p.decoder} (stride {p.output_stride}, {p.decoder_channels} channels{rates}, dropout {p.dropout:g}), {augmentation} "
+            f"{classes} classes, void {p.ignore_index}, whole images at {p.size[0]}x{p.size[1]}, truth at "
+            f"{truth}, {p.decoder} (stride {p.output_stride}, {p.decoder_channels} channels{rates}, dropout {p.dropout:g}), {augmentation} "
             f"augmentation, {p.optimizer} {p.learning_rate:g} cosine, weight decay {p.weight_decay:g}, {p.epochs} epochs, patience {p.patience} "
             f"on {p.holdout:.0%} of train, batch {p.batch_size}, loss at 1/{p.loss_stride}, {p.precision}, one confusion matrix")
 
@@ -402,7 +402,8 @@ def _deterministic(device: str | torch.device) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(), torch.backends.cudnn.benchmark
+    before = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled(),
+              torch.backends.cudnn.benchmark)
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -433,12 +434,13 @@ def _fit(run: _Run, classes: int, path: Path, fingerprint: str, every: float) ->
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #test
 @torch.no_grad()
-def _test(run: _Run, test: Sequence, classes: int, folder: Path, pictures: int | Sequence[str]) -> tuple[Tensor, int, list[str]]:
-    "Confusion matrix of the test split; images used; messages of images skipped. Writes the pictures."
-    p, skipped, used = run.protocol, [], 0
+def _test(run: _Run, test: Sequence, classes: int, folder: Path, pictures: int | Sequence[str]) -> tuple[Tensor, int, set[str], list[str]]:
+    "Confusion matrix of the test split; images used; sizes of the truth; messages of images skipped. Writes the pictures."
+    p, skipped, used, sizes = run.protocol, [], 0, set()
     run.model.load_state_dict(run.best, strict=not run.model.frozen)
     run.model.eval()
-    matrix, every = torch.zeros(classes, classes, dtype=torch.int64), max(1, len(test) // max(1, pictures)) if isinstance(pictures, int) else 0
+    matrix = torch.zeros(classes, classes, dtype=torch.int64)
+    every = max(1, len(test) // max(1, pictures)) if isinstance(pictures, int) else 0
     missing = set(() if every else pictures)
     for batch in sample_batches(test, p.batch_size, skipped, f"test {test.name}", None if run.quiet is None else not run.quiet):
         images = torch.stack([resize_image(s.image, p.size) for s in batch])
@@ -452,11 +454,12 @@ def _test(run: _Run, test: Sequence, classes: int, folder: Path, pictures: int |
                 missing.discard(sample.name)
                 save_picture(folder / "predictions" / f"{sample.name.replace('/', '_')}.png", sample.image, truth, prediction)
             used += 1
+            sizes.add(f"{truth.shape[0]}x{truth.shape[1]}")
     if missing:
         raise ValueError(f"{test.name} has no image called {sorted(missing)[0]!r}, which pictures asks for; such as {batch[0].name!r}")
     if not matrix.sum():
         raise ValueError(f"{test.name} has no labelled pixel: all of its label maps are void")
-    return matrix, used, skipped
+    return matrix, used, sizes, skipped
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #train-segmentation
 def train_segmentation(encoder: nn.Module, train: Sequence, test: Sequence, protocol: Protocol, folder: str | Path, seed: int = 0,
@@ -483,12 +486,13 @@ def train_segmentation(encoder: nn.Module, train: Sequence, test: Sequence, prot
         if run.epoch < protocol.epochs and run.epoch - run.best_epoch < protocol.patience:
             _fill_cache(run, cache_gb)
             _fit(run, len(classes), checkpoint, fingerprint, checkpoint_seconds)
-        matrix, used, skipped = _test(run, test, len(classes), folder, pictures)
+        matrix, used, sizes, skipped = _test(run, test, len(classes), folder, pictures)
     with atomic_path(folder / "weights.safetensors") as temporary:
         save_file(run.best, temporary)
-    iou = iou_from_confusion(matrix)
+    iou, truth = iou_from_confusion(matrix), sizes.pop() if len(sizes) == 1 else "the images' own sizes"
     write_json(done, {
-        "protocol": name, "miou": iou.nanmean().item(), "pixel_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(),
+        "protocol": protocol_name(protocol, train, test, len(classes), truth), "miou": iou.nanmean().item(),
+        "pixel_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(),
         "per_class": dict(zip(classes, iou.tolist(), strict=True)), "seed": seed, "best_epoch": run.best_epoch, "epochs": run.epoch,
         "holdout_miou": run.best_miou, "images": {"train": len(run.train), "holdout": len(run.held), "test": used},
         "skipped": run.split.skipped + skipped, "cached": run.cache is not None, "seconds": before + time.perf_counter() - start,

@@ -6,7 +6,7 @@
 __all__ = ['FIRST_COLOUR', 'SECOND_COLOUR', 'VOID', 'save_figure', 'crop_views', 'threshold_regions', 'threshold_discs',
            'failure_pair', 'failure_crops', 'failure_case', 'colour_labels', 'read_picture', 'segmentation_figure']
 
-# %% ../../nbs/09_viz/01_figures.ipynb #d459450e
+# %% ../../nbs/09_viz/01_figures.ipynb #673f6a40
 from collections.abc import Sequence
 from dataclasses import replace
 from io import BytesIO
@@ -28,7 +28,7 @@ from ..data.views import Crop, Sample, View, cut, random_crop, sample_generator,
 from ..evaluation.segmentation import colour_map
 from ..geometry.depth import normalize_depth
 from ..positives.masks import depth_mask, distance_mask, distance_scale, pixdepth_masks
-from .heatmaps import draw_depth, draw_image
+from .heatmaps import DEPTH_TITLES, draw_depth, draw_image
 
 # %% ../../nbs/09_viz/01_figures.ipynb #save-figure
 def save_figure(figure: Figure, path: str | Path, limit_kb: int = 300, **facts: Any) -> Path:
@@ -95,7 +95,7 @@ def threshold_discs(sample: Sample, point: tuple[int, int], thresholds: Sequence
     first.add_patch(Rectangle((left - 0.5, top - 0.5), width, height, fill=False, edgecolor="white", linestyle="--"))
     first.scatter(*view.xy.flatten(2)[0], s=5, color="white", edgecolors="black", linewidths=0.4)
     colours = matplotlib.colormaps["autumn_r"](np.linspace(0, 1, len(thresholds)))
-    for threshold, colour in zip(thresholds, colours, strict=True):
+    for threshold, colour in list(zip(thresholds, colours, strict=True))[::-1]:
         first.add_patch(Circle(point[::-1], threshold * scale, facecolor=(*colour[:3], 0.25), edgecolor=colour, linewidth=1.6))
     for ax in second:
         draw_image(ax, sample.image, "near in the image and in depth")
@@ -159,7 +159,7 @@ def _draw_mask(ax: Axes, image: Tensor, positives: Tensor, chosen: int, title: s
     "View two with the bins that are positives (g, g) tinted, the others dark, and the chosen one framed."
     side, grid = image.shape[-1], len(positives)
     draw_image(ax, image, f"{title}: {int(positives.sum())} of {positives.numel()}")
-    tint = np.where(positives.numpy()[..., None], (0.1, 0.9, 0.3, 0.3), (0, 0, 0, 0.65))
+    tint = np.where(positives.numpy()[..., None], (0.1, 0.9, 0.3, 0.3), (0, 0, 0, 0.6))
     ax.imshow(tint, extent=(-0.5, side - 0.5, side - 0.5, -0.5), interpolation="nearest")
     _frame(ax, chosen, grid, side)
 
@@ -187,7 +187,8 @@ def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: f
     H, W = sample.image.shape[1:]
     figure = Figure((2.1 * (2 * W / H + 3), 4.75), layout="compressed")
     axes = figure.subplot_mosaic([["source", "one", "two", "depth"], ["source", "near", "level", "both"]], width_ratios=[2 * W / H, 1, 1, 1])
-    draw_image(axes["source"], sample.image, "the bins of both views in the source image")
+    gap = (one.depth.flatten()[pair[0]] - two.depth.flatten()[pair[1]]).abs()
+    draw_image(axes["source"], sample.image, f"bins of both views; the joined two are {gap:.2f} apart in depth")
     points = [v.xy.flatten(2)[0] for v in (one, two)]
     line = torch.stack([p[:, i] for p, i in zip(points, pair, strict=True)])
     for xy, crop, marker, colour, i in zip(points, crops, "o+", (FIRST_COLOUR, SECOND_COLOUR), pair, strict=True):
@@ -201,9 +202,8 @@ def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: f
         (distance_threshold, None), (1e9, (depth_threshold,)), (distance_threshold, (depth_threshold,)))]
     for name, mask, title in zip(("near", "level", "both"), masks, ("near in the image", "near in depth", "both"), strict=True):
         _draw_mask(axes[name], images[1], mask, pair[1], title)
-    gap = (one.depth.flatten()[pair[0]] - two.depth.flatten()[pair[1]]).abs()
     depth = crop_views(sample, crops, 224)[1].depth[0]
-    draw_depth(axes["depth"], replace(sample, depth=depth), f"its depth; the pair differs by {gap:.2f}")
+    draw_depth(axes["depth"], replace(sample, depth=depth), f"{DEPTH_TITLES[sample.depth_kind]} of view 2")
     _frame(axes["depth"], pair[1], grid, 224)
     return figure
 

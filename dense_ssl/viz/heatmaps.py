@@ -95,7 +95,8 @@ def draw_similarity(ax: Axes, scores: Tensor, sample: Sample, point: tuple[int, 
                     limits: tuple[float, float] | None = (0.0, 1.0), overlay: bool = False) -> AxesImage:
     """Draw a similarity map (h, w) in the sample's pixels with the chosen point (row, col); returns what a colour bar needs.
 
-    limits: the values at the ends of the colours; None: the map's own range, written below. overlay: the image shines through.
+    limits: the values at the ends of the colours (what lies beyond takes the end's colour); None: the map's own range,
+    written below. overlay: the image shines through.
     """
     height, width = sample.image.shape[1:]
     low, high = limits or (scores.min().item(), scores.max().item())
@@ -129,7 +130,8 @@ def heatmap_figure(rows: Sequence[tuple[Sample, tuple[int, int]]], encoders: dic
     if not rows or not encoders:
         raise ValueError(f"there are {len(rows)} rows and {len(encoders)} encoders; needed: at least one of each")
     tall = [sample.image.shape[1] / sample.image.shape[2] for sample, _ in rows]
-    figure = Figure((width * (2 + len(encoders)) + 0.9, (width - 0.05) * sum(tall) + 0.35), layout="compressed")
+    height = (width - 0.05) * sum(tall) + 0.35 + (0 if limits else 0.2 * len(rows))
+    figure = Figure((width * (2 + len(encoders)) + 0.9, height), layout="compressed")
     axes = figure.subplots(len(rows), 2 + len(encoders), squeeze=False, gridspec_kw={"height_ratios": tall})
     known: dict[tuple, Tensor] = {}
     for line, (sample, point) in zip(axes, rows, strict=True):
