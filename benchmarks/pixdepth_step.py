@@ -38,9 +38,9 @@ def step_ratios(crop: int, batch: int, rounds: int, encoder: str, device: str) -
         methods[name] = build_method(name, build_encoder(encoder), **({"out": 252} if "out" not in METHODS[name][1] else {})).to(device)
         optimizers[name] = torch.optim.SGD((p for p in methods[name].parameters() if p.requires_grad), 0.01, momentum=0.9)
         seconds[name] = []
-    for _ in range(rounds + 2):
-        for name, method in methods.items():
-            began = time.perf_counter()
+    for k in range(rounds + 2):
+        for name in [*methods][k % 3:] + [*methods][:k % 3]:  # each comes first, second and last equally often
+            method, began = methods[name], time.perf_counter()
             loss, _ = method(one.first, one.second)
             loss.backward()
             optimizers[name].step()

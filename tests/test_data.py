@@ -306,8 +306,8 @@ def _plain(sample):
 
 
 def test_modules_import_in_a_clean_process_without_transformers():
-    """Every module imports by itself. transformers stays out until it is used; looked at before training, whose
-    lightning-fabric imports torchmetrics and, through it, transformers where both happen to be installed."""
+    """Every module imports by itself. transformers stays out until it is used; looked at before training, because
+    lightning-fabric imports torchmetrics where it is installed, and that transformers."""
     root = Path(dense_ssl.__file__).parent
     files = [f.relative_to(root.parent).with_suffix("") for f in sorted(root.rglob("*.py"))]
     names = [".".join(f.parts) for f in files if f.name not in ("__init__", "_modidx")]

@@ -34,24 +34,23 @@ from .heatmaps import DEPTH_TITLES, draw_depth, draw_image
 def save_figure(figure: Figure, path: str | Path, limit_kb: int = 300, **facts: Any) -> Path:
     """Write `figure` as PNG of at most `limit_kb` to `path` and its origin (`facts` and the commit) as JSON of the same stem beside it.
 
-    Returns the path. Raises: `ValueError` when the name does not end in .png, or the figure does not fit at 50 dots per inch.
+    Returns the path. Raises: `ValueError` when the name does not end in .png, or the figure does not fit at about 50 dots per inch.
     """
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path.name} must end in .png")
-    for dpi, colours in ((150, None), (150, 256), (120, 256), (100, 256), (80, 256), (50, 256)):
-        drawn, file = BytesIO(), BytesIO()
-        figure.savefig(drawn, format="png", dpi=dpi)
-        picture = Image.open(drawn).convert("RGB")
-        if colours:
-            picture = picture.quantize(colours, method=Image.Quantize.FASTOCTREE)
-        picture.save(file, format="PNG", optimize=True)
-        if file.tell() <= limit_kb * 1024:
+    dpi = 150
+    while dpi >= 50:
+        file = BytesIO()
+        figure.savefig(file, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05, pil_kwargs={"optimize": True})
+        share = file.tell() / (limit_kb * 1024)
+        if share <= 1:
             with atomic_path(path) as temporary:
                 temporary.write_bytes(file.getvalue())
             write_json(path.with_suffix(".json"), {"figure": path.name, "commit": environment()["commit"], **facts})
             return path
-    raise ValueError(f"{path.name} takes {file.tell() // 1024} KB at {dpi} dots per inch, more than {limit_kb}; draw fewer panels")
+        dpi = int(dpi * min(0.95, share**-0.5))  # bytes grow a little slower than the square of dpi
+    raise ValueError(f"{path.name} takes {file.tell() // 1024} KB, more than {limit_kb}, at the lowest resolution that is tried; draw fewer panels")
 
 # %% ../../nbs/09_viz/01_figures.ipynb #crop-views
 def crop_views(sample: Sample, crops: Sequence[Crop], grid: int, size: int = 224) -> list[View]:
@@ -158,7 +157,7 @@ def _draw_view(ax: Axes, image: Tensor, grid: int, marker: str, colour: str, cho
 def _draw_mask(ax: Axes, image: Tensor, positives: Tensor, chosen: int, title: str) -> None:
     "View two with the bins that are positives (g, g) tinted, the others dark, and the chosen one framed."
     side, grid = image.shape[-1], len(positives)
-    draw_image(ax, image, f"{title}: {int(positives.sum())} of {positives.numel()}")
+    draw_image(ax, image, f"{title}: {int(positives.sum())} / {positives.numel()}")
     tint = np.where(positives.numpy()[..., None], (0.1, 0.9, 0.3, 0.3), (0, 0, 0, 0.6))
     ax.imshow(tint, extent=(-0.5, side - 0.5, side - 0.5, -0.5), interpolation="nearest")
     _frame(ax, chosen, grid, side)
@@ -185,7 +184,7 @@ def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: f
         raise ValueError(f"{sample.name}: these crops have no pair of bins nearer than {distance_threshold:g} ({unit}) on two objects "
                          f"more than {depth_threshold:g} apart in depth; take other crops, see failure_crops")
     H, W = sample.image.shape[1:]
-    figure = Figure((2.1 * (2 * W / H + 3), 4.75), layout="compressed")
+    figure = Figure((2.25 * (2 * W / H + 3) + 0.3, 5.1), layout="constrained")
     axes = figure.subplot_mosaic([["source", "one", "two", "depth"], ["source", "near", "level", "both"]], width_ratios=[2 * W / H, 1, 1, 1])
     gap = (one.depth.flatten()[pair[0]] - two.depth.flatten()[pair[1]]).abs()
     draw_image(axes["source"], sample.image, f"bins of both views; the joined two are {gap:.2f} apart in depth")
@@ -200,7 +199,7 @@ def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: f
     _draw_view(axes["two"], images[1], grid, "+", SECOND_COLOUR, pair[1], "view 2")
     masks = [pixdepth_masks(one, two, (t,), d, unit)[0][0, pair[0]].view(grid, grid) for t, d in (
         (distance_threshold, None), (1e9, (depth_threshold,)), (distance_threshold, (depth_threshold,)))]
-    for name, mask, title in zip(("near", "level", "both"), masks, ("near in the image", "near in depth", "both"), strict=True):
+    for name, mask, title in zip(("near", "level", "both"), masks, ("near in image", "near in depth", "both"), strict=True):
         _draw_mask(axes[name], images[1], mask, pair[1], title)
     depth = crop_views(sample, crops, 224)[1].depth[0]
     draw_depth(axes["depth"], replace(sample, depth=depth), f"{DEPTH_TITLES[sample.depth_kind]} of view 2")
@@ -250,7 +249,7 @@ def segmentation_figure(rows: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]]
         raise ValueError(f"rows have the methods {[list(row[2]) for row in rows]}; needed: at least one row, the same methods in each")
     tall = [image.shape[1] / image.shape[2] for image, _, _ in rows]
     present = torch.cat([m.flatten() for _, truth, found in rows for m in (truth, *found.values())]).unique().tolist()
-    names, columns = [classes[i] if i < len(classes) else "void" for i in present], max(2, round(width * (2 + len(methods)) / 1.25))
+    names, columns = [classes[i] if i < len(classes) else "void" for i in present], max(2, round(width * (2 + len(methods)) / 1.1))
     lines = -(-len(names) // columns)
     figure = Figure((width * (2 + len(methods)), (width - 0.05) * sum(tall) + 0.4 + 0.22 * lines), layout="compressed")
     axes = figure.subplots(len(rows), 2 + len(methods), squeeze=False, gridspec_kw={"height_ratios": tall})

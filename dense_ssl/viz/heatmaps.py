@@ -150,7 +150,7 @@ def heatmap_figure(rows: Sequence[tuple[Sample, tuple[int, int]]], encoders: dic
     for ax, title in zip(axes[0], ("image", DEPTH_TITLES[rows[0][0].depth_kind], *encoders), strict=True):
         ax.set_title(title, fontsize="medium")
     if limits:
-        figure.colorbar(drawn, ax=axes, label="cosine similarity", fraction=0.03, aspect=30, pad=0.01)
+        figure.colorbar(drawn, ax=axes, label="cosine similarity", fraction=0.03, aspect=width * sum(tall) / 0.17, pad=0.01)
     return figure
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #setup-figure
