@@ -24,7 +24,7 @@ class PixDepth(nn.Module):
 
     objective: "contrast" (Eq. 2, 5, 6) or "consistency" (PixPro). distance_thresholds: T_k in `unit` ("bin", "image", "max").
     depth_thresholds: T'_k, as many, or None for the image mask alone. hidden, out: widths of the projector.
-    Raises: `ValueError` for another objective, or when the number of thresholds does not divide `out`.
+    Raises: `ValueError` for another objective, negative or unpaired thresholds, or when their number does not divide `out`.
     """
 
     def __init__(self, encoder: Encoder, objective: str = "contrast", distance_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
@@ -36,6 +36,8 @@ class PixDepth(nn.Module):
         if depth_thresholds is not None and len(depth_thresholds) != len(distance_thresholds):
             raise ValueError(f"distance_thresholds {list(distance_thresholds)} and depth_thresholds {list(depth_thresholds)} "
                              "must be equally many (repeat a single value)")
+        if any(not t >= 0 for t in (*distance_thresholds, *(depth_thresholds or ()))):
+            raise ValueError(f"thresholds must be at least 0, not {list(distance_thresholds)}, {list(depth_thresholds or ())}")
         channel_groups(torch.empty(1, out), len(distance_thresholds))
         self.objective, self.unit, self.temperature, self.momentum = objective, unit, temperature, momentum
         self.distance_thresholds, self.depth_thresholds = distance_thresholds, depth_thresholds
