@@ -41,6 +41,9 @@ def runs_root() -> Path:
     return Path(os.environ.get("DENSE_SSL_RUNS", repo_root() / "runs")).resolve()
 
 # %% ../nbs/00_core.ipynb #atomic-path
+os.umask(_UMASK := os.umask(0))  # it can only be read by setting it
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success it is renamed to `path`, on any error it is removed.
@@ -54,6 +57,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        temporary.chmod(0o666 & ~_UMASK)  # some writers make files that only their owner can read
         os.replace(temporary, path)
     except Exception as error:
         # torch's and safetensors' writers wrap the system's error in their own, so the text is looked at as well.

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['METHODS', 'PixDepth', 'mask_signals']
 
-# %% ../../nbs/06_methods/00_pixdepth.ipynb #b41b2976
+# %% ../../nbs/06_methods/00_pixdepth.ipynb #5f311b5c
 from collections.abc import Sequence
 
 import torch
@@ -16,7 +16,7 @@ from ..models.encoders import Encoder
 from ..models.heads import PixelProjector, collapse_signals, momentum_at, momentum_copy, momentum_update
 from ..objectives.pixel_consistency import pixel_consistency, propagate
 from ..objectives.pixel_contrast import channel_groups, multi_threshold_contrast
-from ..positives.masks import pixdepth_masks
+from ..positives.masks import check_thresholds, pixdepth_masks
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #pixdepth-2
 class PixDepth(nn.Module):
@@ -33,11 +33,7 @@ class PixDepth(nn.Module):
         super().__init__()
         if objective not in ("contrast", "consistency"):
             raise ValueError(f'objective must be "contrast" or "consistency", not {objective!r}')
-        if depth_thresholds is not None and len(depth_thresholds) != len(distance_thresholds):
-            raise ValueError(f"distance_thresholds {list(distance_thresholds)} and depth_thresholds {list(depth_thresholds)} "
-                             "must be equally many (repeat a single value)")
-        if any(not t >= 0 for t in (*distance_thresholds, *(depth_thresholds or ()))):
-            raise ValueError(f"thresholds must be at least 0, not {list(distance_thresholds)}, {list(depth_thresholds or ())}")
+        check_thresholds(distance_thresholds, depth_thresholds)
         channel_groups(torch.empty(1, out), len(distance_thresholds))
         self.objective, self.unit, self.temperature, self.momentum = objective, unit, temperature, momentum
         self.distance_thresholds, self.depth_thresholds = distance_thresholds, depth_thresholds

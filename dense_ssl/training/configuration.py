@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['M', 'Data', 'Pretrain', 'Launch', 'parse']
 
-# %% ../../nbs/07_training/00_configuration.ipynb #f45100be
+# %% ../../nbs/07_training/00_configuration.ipynb #a50dd7dd
 import difflib
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ..methods.catalog import method_options
 
@@ -52,13 +52,6 @@ class Pretrain(_Strict):
     seed: int = Field(0, ge=0)
     strict: bool = False
 
-    @field_validator("scale")
-    @classmethod
-    def _scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
-        if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"must be two shares of the image's area, 0 < low <= high <= 1, not {scale}")
-        return scale
-
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -67,7 +60,9 @@ class Pretrain(_Strict):
         return values
 
     @model_validator(mode="after")
-    def _length(self) -> "Pretrain":
+    def _possible(self) -> "Pretrain":
+        if not 0 < self.scale[0] <= self.scale[1] <= 1:
+            raise ValueError(f"scale must be two shares of the image's area, 0 < low <= high <= 1, not {self.scale}")
         if self.method == "scratch":
             if self.steps != 0 or self.epochs is not None:
                 raise ValueError("method scratch trains nothing; give steps 0 and no epochs")

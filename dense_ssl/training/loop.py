@@ -174,26 +174,33 @@ def _device_name(fabric: Fabric) -> str:
         return torch.cuda.get_device_name(fabric.device)
     return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
-# %% ../../nbs/07_training/01_loop.ipynb #train
+# %% ../../nbs/07_training/01_loop.ipynb #check-needs
+def _check_needs(config: Pretrain, method: nn.Module, pairs: Pairs) -> None:
+    "Say before the first step that the data lacks a map which the method cannot do without."
+    view = pairs[0, 0][0]
+    for need in method.needs:
+        if getattr(view, need) is None:
+            raise ValueError(f"method {config.method} needs {need}, which dataset {config.data.name} does not give; "
+                             f'for a folder, add {{"{need}": PATH}} to the data options')
+
+
 def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, dataset, method: nn.Module, steps: int, warmup: int,
            skipped: list[str]) -> dict:
     "The loop of `pretrain`; the numbers for done.json."
     pairs = Pairs(dataset, config.crop, config.seed, config.scale, strict=config.strict)
-    missing = [need for need in method.needs if getattr(pairs[0, 0][0], need) is None]
-    if missing:
-        raise ValueError(f"method {config.method} needs {missing[0]}, which dataset {config.data.name} does not give; "
-                         f'for a folder, add {{"{missing[0]}": PATH}} to the data options')
+    _check_needs(config, method, pairs)
     if fabric.world_size > 1:
         method = sync_batchnorm(method, fabric.device.type)
     bare, optimizer = method, build_optimizer(method, config)
     start = load_checkpoint(folder, bare.to(fabric.device), optimizer)
     method, optimizer = fabric.setup(method, optimizer)
     method.train()
-    batches = StepBatches(len(dataset), config.batch_size, config.seed, start, steps, fabric.global_rank, fabric.world_size, config.accumulate)
+    batches = StepBatches(len(dataset), config.batch_size, config.seed, start, steps, fabric.global_rank, fabric.world_size,
+                          config.accumulate)
     loader = iter(pair_loader(pairs, batches, launch.workers, pin_memory=fabric.device.type == "cuda"))
     log = Log(folder, start, launch.tensorboard) if fabric.is_global_zero else None
     saved, waited, first_wait, working = time.monotonic(), 0.0, 0.0, time.perf_counter()
-    with tqdm(total=steps, initial=start, disable=log is None or not launch.progress, desc=config.method, mininterval=0.5, unit="step") as bar:
+    with tqdm(total=steps, initial=start, disable=not (log and launch.progress), desc=config.method, mininterval=0.5, unit="step") as bar:
         for step in range(start, steps):
             waiting = time.perf_counter()
             parts = [next(loader).to(fabric.device) for _ in range(config.accumulate)]

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['FIRST_COLOUR', 'SECOND_COLOUR', 'VOID', 'save_figure', 'crop_views', 'threshold_regions', 'threshold_discs',
-           'failure_pair', 'failure_crops', 'failure_case', 'colour_labels', 'read_picture', 'segmentation_figure']
+           'failure_pair', 'failure_crops', 'depth_gap', 'failure_case', 'colour_labels', 'read_picture',
+           'segmentation_figure']
 
-# %% ../../nbs/09_viz/01_figures.ipynb #673f6a40
-from collections.abc import Sequence
+# %% ../../nbs/09_viz/01_figures.ipynb #09a32df1
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -34,23 +35,32 @@ from .heatmaps import DEPTH_TITLES, draw_depth, draw_image
 def save_figure(figure: Figure, path: str | Path, limit_kb: int = 300, **facts: Any) -> Path:
     """Write `figure` as PNG of at most `limit_kb` to `path` and its origin (`facts` and the commit) as JSON of the same stem beside it.
 
-    Returns the path. Raises: `ValueError` when the name does not end in .png, or the figure does not fit at about 50 dots per inch.
+    Returns the path. Raises: `ValueError` when the name does not end in .png, or the figure does not fit at 60 dots per inch.
     """
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"{path.name} must end in .png")
-    dpi = 150
-    while dpi >= 50:
-        file = BytesIO()
-        figure.savefig(file, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05, pil_kwargs={"optimize": True})
-        share = file.tell() / (limit_kb * 1024)
-        if share <= 1:
-            with atomic_path(path) as temporary:
-                temporary.write_bytes(file.getvalue())
-            write_json(path.with_suffix(".json"), {"figure": path.name, "commit": environment()["commit"], **facts})
-            return path
-        dpi = int(dpi * min(0.95, share**-0.5))  # bytes grow a little slower than the square of dpi
-    raise ValueError(f"{path.name} takes {file.tell() // 1024} KB, more than {limit_kb}, at the lowest resolution that is tried; draw fewer panels")
+    for dpi in (150, 120, 100, 80, 60):
+        drawn = BytesIO()
+        figure.savefig(drawn, format="png", dpi=dpi, bbox_inches="tight", pad_inches=0.05)
+        for picture in _fewer_colours(Image.open(drawn).convert("RGB")):
+            file = BytesIO()
+            picture.save(file, format="PNG", optimize=picture.mode == "P")
+            if file.tell() <= limit_kb * 1024:
+                with atomic_path(path) as temporary:
+                    temporary.write_bytes(file.getvalue())
+                write_json(path.with_suffix(".json"), {"figure": path.name, "commit": environment()["commit"], **facts})
+                return path
+    raise ValueError(f"{path.name} takes {file.tell() // 1024} KB at {dpi} dots per inch, more than {limit_kb}; draw fewer panels")
+
+
+def _fewer_colours(picture: Image.Image) -> Iterator[Image.Image]:
+    "The picture, then with 256 colours: dithered, and plain, which takes fewer bytes."
+    yield picture
+    third = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST)  # enough to choose colours from
+    palette = third.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
+    for dither in (Image.Dither.FLOYDSTEINBERG, Image.Dither.NONE):
+        yield picture.quantize(palette=palette, dither=dither)
 
 # %% ../../nbs/09_viz/01_figures.ipynb #crop-views
 def crop_views(sample: Sample, crops: Sequence[Crop], grid: int, size: int = 224) -> list[View]:
@@ -109,7 +119,7 @@ def threshold_discs(sample: Sample, point: tuple[int, int], thresholds: Sequence
 
 # %% ../../nbs/09_viz/01_figures.ipynb #failure-pair
 def failure_pair(one: View, two: View, distance_threshold: float = 0.7, depth_threshold: float = 0.3, unit: str = "bin") -> tuple[int, int] | None:
-    """Bins (i of view one, j of view two) near in the image (Eq. 1), not near in depth (Eq. 3), and on two objects.
+    """Bins (i of view one, j of view two) near in the image (Eq. 1), not near in depth (Eq. 3), and on two objects; i has other positives.
 
     one, two: batches of one view with maps at feature resolution, see `crop_views`. Returns the pair with the largest
     difference of depth, indices row by row; None when there is no such pair.
@@ -118,19 +128,26 @@ def failure_pair(one: View, two: View, distance_threshold: float = 0.7, depth_th
     both, = pixdepth_masks(one, two, (distance_threshold,), (depth_threshold,), unit)
     maps = [(a.flatten(1), b.flatten(1)) for name in ("instances", "labels") if (a := getattr(one, name)) is not None and (b := getattr(two, name)) is not None]
     differ = torch.stack([a[:, :, None] != b[:, None] for a, b in maps]).any(0) if maps else torch.ones_like(near)
-    gap = (one.depth.flatten(1)[:, :, None] - two.depth.flatten(1)[:, None]).abs().where(near & ~both & differ, -1)
+    keeps = both.any(2, keepdim=True)
+    gap = (one.depth.flatten(1)[:, :, None] - two.depth.flatten(1)[:, None]).abs().where(near & ~both & differ & keeps, -1)
     return divmod(int(gap.argmax()), gap.shape[2]) if gap.max() >= 0 else None
 
 
-def failure_crops(sample: Sample, seed: int, grid: int = 7, scale: tuple[float, float] = (0.3, 0.6), tries: int = 200,
+def failure_crops(sample: Sample, seed: int, grid: int = 7, scale: tuple[float, float] = (0.3, 0.6), tries: int = 50,
                   **thresholds: Any) -> tuple[Crop, Crop] | None:
-    """The first two random crops of `tries` with a `failure_pair`, a function of `seed`; None when none has one."""
-    generator = sample_generator(seed)
+    """Of `tries` random pairs of crops, a function of `seed`, the one whose `failure_pair` differs most in depth; None when none has a pair."""
+    generator, best, crops = sample_generator(seed), 0.0, None
     for _ in range(tries):
-        crops = tuple(random_crop(tuple(sample.image.shape[1:]), generator, scale) for _ in range(2))
-        if failure_pair(*crop_views(sample, crops, grid), **thresholds):
-            return crops
-    return None
+        tried = tuple(random_crop(tuple(sample.image.shape[1:]), generator, scale) for _ in range(2))
+        one, two = crop_views(sample, tried, grid)
+        if (pair := failure_pair(one, two, **thresholds)) and (gap := depth_gap(one, two, pair)) > best:
+            best, crops = gap, tried
+    return crops
+
+
+def depth_gap(one: View, two: View, pair: tuple[int, int]) -> float:
+    """The difference of depth of bin i of view one and bin j of view two."""
+    return (one.depth.flatten()[pair[0]] - two.depth.flatten()[pair[1]]).abs().item()
 
 # %% ../../nbs/09_viz/01_figures.ipynb #bins
 FIRST_COLOUR, SECOND_COLOUR = "#ffb000", "#35d0ff"
@@ -186,8 +203,7 @@ def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: f
     H, W = sample.image.shape[1:]
     figure = Figure((2.25 * (2 * W / H + 3) + 0.3, 5.1), layout="constrained")
     axes = figure.subplot_mosaic([["source", "one", "two", "depth"], ["source", "near", "level", "both"]], width_ratios=[2 * W / H, 1, 1, 1])
-    gap = (one.depth.flatten()[pair[0]] - two.depth.flatten()[pair[1]]).abs()
-    draw_image(axes["source"], sample.image, f"bins of both views; the joined two are {gap:.2f} apart in depth")
+    draw_image(axes["source"], sample.image, f"bins of both views; the joined two are {depth_gap(one, two, pair):.2f} apart in depth")
     points = [v.xy.flatten(2)[0] for v in (one, two)]
     line = torch.stack([p[:, i] for p, i in zip(points, pair, strict=True)])
     for xy, crop, marker, colour, i in zip(points, crops, "o+", (FIRST_COLOUR, SECOND_COLOUR), pair, strict=True):
