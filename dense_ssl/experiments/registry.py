@@ -204,7 +204,8 @@ def run_jobs(jobs: list[Job], launch: dict[str, Any] | None = None, lanes: int |
             failed.append(f"{chain[0].pretrained.name}: {error}")
         finished.append(chain)
         spent = time.monotonic() - began
-        say(f"[{len(finished)}/{len(waiting)}] {chain[0].pretrained.name}, {spent:.0f} s; about {spent / len(finished) * (len(waiting) - len(finished)):.0f} s left")
+        left = spent / len(finished) * (len(waiting) - len(finished))
+        say(f"[{len(finished)}/{len(waiting)}] {chain[0].pretrained.name}; {spent:.0f} s spent, about {left:.0f} s left")
 
     with ThreadPoolExecutor(lanes) as pool:
         list(pool.map(carry_out, waiting.values()))
@@ -289,15 +290,15 @@ def write_tables(jobs: list[Job], out: Path) -> list[Path]:
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #figure-parameters
 def figure_parameters(jobs: list[Job]) -> dict[str, Any]:
-    """Parameters of 05_figures.ipynb: finished encoders and evaluations of the first seed, by world and method."""
-    seed, found = min(job.seed for job in jobs), {"room": {}, "borehole": {}, "evaluations": {}}
+    """Parameters of 05_figures.ipynb: finished encoders and evaluations of the first seed, by dataset and method; {} without any."""
+    found: dict[str, Any] = {}
     for job in jobs:
-        world = job.pretrain["data"]["name"] if job.pretrain else None
-        if job.table.split(".")[1] in ("W1", "N1") and job.seed == seed and job.problem is None and is_done(job.evaluated):
-            label = job.row["label"].split(": ")[-1]
-            if world in ("room", "borehole"):
-                found[world][label] = str(job.pretrained)
-            found["evaluations"][job.row["label"]] = str(job.evaluated)
+        if job.table.split(".")[1] in ("W1", "N1") and job.seed == jobs[0].seed and job.problem is None and is_done(job.evaluated):
+            data = job.pretrain["data"]
+            found.setdefault(data["name"], {})[job.row["label"].split(": ")[-1]] = str(job.pretrained)
+            found.setdefault("evaluations", {})[job.row["label"]] = str(job.evaluated)
+            if data["root"]:
+                found[f"{data['name']}_root"] = data["root"]
     return found
 
 
@@ -308,8 +309,7 @@ def reproduce(profile: str, select: dict[str, Any] | None = None, roots: dict[st
     failed = run_jobs(jobs, launch, lanes)
     out = out or repo_root() / "figures" / profile
     tables = write_tables(jobs, out)
-    figures = figure_parameters(jobs)
-    if figures["room"] or figures["borehole"]:
+    if figures := figure_parameters(jobs):
         parameters = {**figures, "out": str(out), "size": 896 if profile == "paper" else 256}
         folder = run_folder("figures", profile, parameters, "dense_ssl.viz.figures")
         if not is_done(folder) or not list(out.glob("*.png")):
