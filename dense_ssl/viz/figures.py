@@ -53,7 +53,7 @@ def save_figure(figure: Figure, path: str | Path, limit_kb: int = 300, **facts: 
                 return path
     raise ValueError(f"{path.name} takes {file.tell() // 1024} KB at {dpi} dots per inch, more than {limit_kb}; draw fewer panels")
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #fewer-colours
 def _fewer_colours(picture: Image.Image) -> Iterator[Image.Image]:
     "The picture, then with 256 colours: dithered, and plain, which takes fewer bytes."
     yield picture
@@ -69,7 +69,7 @@ def crop_views(sample: Sample, crops: Sequence[Crop], grid: int, size: int = 224
         sample = replace(sample, depth=normalize_depth(sample.depth))
     return [stack_views([cut(sample, crop, size)[1]]).at((grid, grid)) for crop in crops]
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #threshold-regions
 def threshold_regions(sample: Sample, point: tuple[int, int], thresholds: Sequence[float], scale: float,
                       depth_thresholds: Sequence[float] | None = None) -> list[Tensor]:
     """For each threshold the pixels, bool (H, W), that are positives of the pixel (row, col): near in the image, and in depth where asked."""
@@ -132,7 +132,7 @@ def failure_pair(one: View, two: View, distance_threshold: float = 0.7, depth_th
     gap = (one.depth.flatten(1)[:, :, None] - two.depth.flatten(1)[:, None]).abs().where(near & ~both & differ & keeps, -1)
     return divmod(int(gap.argmax()), gap.shape[2]) if gap.max() >= 0 else None
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #failure-crops
 def failure_crops(sample: Sample, seed: int, grid: int = 7, scale: tuple[float, float] = (0.3, 0.6), tries: int = 50,
                   **thresholds: Any) -> tuple[Crop, Crop] | None:
     """Of `tries` random pairs of crops, a function of `seed`, the one whose `failure_pair` differs most in depth; None when none has a pair."""
@@ -144,7 +144,7 @@ def failure_crops(sample: Sample, seed: int, grid: int = 7, scale: tuple[float, 
             best, crops = gap, tried
     return crops
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #depth-gap
 def depth_gap(one: View, two: View, pair: tuple[int, int]) -> float:
     """The difference of depth of bin i of view one and bin j of view two."""
     return (one.depth.flatten()[pair[0]] - two.depth.flatten()[pair[1]]).abs().item()
@@ -161,7 +161,7 @@ def _bins(ax: Axes, x: Tensor, y: Tensor, marker: str, colour: str, chosen: int 
         if chosen is not None:
             ax.scatter(x[chosen], y[chosen], s=size * 3.5 if marker == "+" else size * 1.6, **{**style, "linewidths": width * 1.6})
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #draw-view
 def _draw_view(ax: Axes, image: Tensor, grid: int, marker: str, colour: str, chosen: int, title: str) -> None:
     "A view with its bins and a frame of its colour."
     draw_image(ax, image, title)

@@ -79,7 +79,7 @@ def draw_image(ax: Axes, image: Tensor, title: str = "") -> None:
     ax.set_xticks([]), ax.set_yticks([])
     ax.set_title(title, fontsize="medium")
 
-
+# %% ../../nbs/09_viz/00_heatmaps.ipynb #draw-depth
 def draw_depth(ax: Axes, sample: Sample, title: str | None = None) -> None:
     """Draw a sample's depth, each image from its smallest to its largest value; grey where unknown, or a note where absent."""
     ax.set_xticks([]), ax.set_yticks([])
@@ -109,7 +109,7 @@ def draw_similarity(ax: Axes, scores: Tensor, sample: Sample, point: tuple[int, 
     ax.set_xlabel("" if limits else f"{low:.2f} to {high:.2f}", fontsize="small")
     return drawn
 
-
+# %% ../../nbs/09_viz/00_heatmaps.ipynb #draw-point
 def draw_point(ax: Axes, point: tuple[int, int]) -> None:
     """Mark the pixel (row, col)."""
     ax.plot(point[1], point[0], "o", markersize=6, color="#35d0ff", markeredgecolor="black", markeredgewidth=1)
