@@ -2,7 +2,7 @@
 # Everything that `make test` checks, in the order in which a mistake is cheapest to find.
 set -euo pipefail
 BIN=$(cd "${BIN:-.venv/bin}" && pwd)
-export DENSE_SSL_RUNS=$(mktemp -d) MPLBACKEND=agg OMP_NUM_THREADS=1 TQDM_DISABLE=${TQDM_DISABLE:-}
+export DENSE_SSL_RUNS=$(mktemp -d) MPLBACKEND=agg OMP_NUM_THREADS=1
 trap 'rm -rf "$DENSE_SSL_RUNS"' EXIT
 step() { printf '\n== %s\n' "$1"; }
 

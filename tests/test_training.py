@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,10 +15,10 @@ import pytest
 import torch
 
 from dense_ssl.core import is_done, read_json, run_folder, write_json
-from dense_ssl.models.encoders import read_weights
+from dense_ssl.models.encoders import build_encoder, read_weights
 from dense_ssl.training.configuration import Launch, Pretrain, parse
 from dense_ssl.training.launch import run_pretrain, worker_command
-from dense_ssl.training.loop import Log
+from dense_ssl.training.loop import Log, pretrain
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"data": {"name": "room", "options": {"count": 12, "size": [48, 64]}}, "method": "pixdepth", "encoder": "timm/test_resnet", "crop": 48,
@@ -209,6 +210,55 @@ def test_damaged_checkpoint(tmp_path, damage, words):
     process = start(tmp_path, config, QUICK)
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1 and words in said.strip().splitlines()[-1] and "Traceback" not in said, said
+
+
+class Evil:
+    "What a hostile checkpoint holds: code that runs when it is unpickled."
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_executes_nothing(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    torch.save({"step": 1, "method": Evil(tmp_path / "touched"), "optimizer": {}}, tmp_path / "checkpoints" / "last.pt")
+    process = start(tmp_path, SMALL, QUICK)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 1 and "not a plain weights file" in said.strip().splitlines()[-1], said
+    assert not (tmp_path / "touched").exists()
+    torch.load(tmp_path / "checkpoints" / "last.pt", weights_only=False)
+    assert (tmp_path / "touched").exists()  # it would have
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
+def test_optimizers_with_bf16_clipping_and_accumulation(tmp_path, optimizer):
+    config = SMALL | {"optimizer": optimizer, "precision": "bf16-mixed", "clip": 1.0, "accumulate": 2, "steps": 3, "weight_decay": 1e-4,
+                      "lr": 1e-3 if optimizer == "adamw" else 0.05}
+    pretrain(parse(Pretrain, config), tmp_path, Launch(**QUICK | {"progress": False}))
+    torch.manual_seed(config.get("seed", 0))
+    before, after = build_encoder(config["encoder"]).body.state_dict(), read_weights(tmp_path / "encoder.safetensors")
+    moved = [k for k in before if before[k].is_floating_point() and not torch.equal(before[k], after[k])]
+    assert len(moved) > 0.9 * sum(v.is_floating_point() for v in before.values())
+    assert all(v.isfinite().all() for v in after.values()) and len(losses(tmp_path)) == 3
+
+
+def test_two_nodes(tmp_path):
+    "Two torchruns that meet at an address, as on two machines; one log, one result, the path of two processes on one node."
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = QUICK | {"nodes": 2, "rdzv_endpoint": f"127.0.0.1:{port}"}
+    config = SMALL | {"steps": 3}
+    first = start(tmp_path / "nodes", config, nodes)
+    second = start(tmp_path / "nodes", config, nodes)
+    for process in (first, second):
+        _, said = process.communicate(timeout=180)
+        assert process.returncode == 0, said
+    finish(tmp_path / "one", config, QUICK | {"processes": 2})
+    assert same_bits(tmp_path / "nodes", tmp_path / "one") and losses(tmp_path / "nodes") == losses(tmp_path / "one")
 
 
 def test_a_bad_image_is_skipped_counted_and_named(tmp_path):
