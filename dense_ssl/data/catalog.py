@@ -18,13 +18,15 @@ from .room import RoomWorld
 from .street import StreetWorld
 from .views import Sample
 
-# %% ../../nbs/02_data/09_catalog.ipynb #imagenet
-def _imagenet(root: str | Path, split: str = "train", depth: str | Path | None = None, **options: Any) -> ImageFolder:
-    return ImageFolder(Path(root) / split, depth=Path(depth) / split if depth else None, **options)
+# %% ../../nbs/02_data/09_catalog.ipynb #splits
+def _splits(root: str | Path, split: str = "train", depth: str | Path | None = None, labels: str | Path | None = None,
+            **options: Any) -> ImageFolder:
+    trees = {name: Path(tree) / split for name, tree in (("depth", depth), ("labels", labels)) if tree}
+    return ImageFolder(Path(root) / split, **trees, **options)
 
 
 DATASETS: dict[str, Callable] = {"room": RoomWorld, "street": StreetWorld, "borehole": BoreholeWorld, "folder": ImageFolder,
-                                 "imagenet": _imagenet, "nyuv2": NYUv2}
+                                 "splits": _splits, "nyuv2": NYUv2}
 WORLDS = ("room", "street", "borehole")
 
 # %% ../../nbs/02_data/09_catalog.ipynb #cached

@@ -83,8 +83,7 @@ def _dataset(name: str, profile: dict[str, Any], roots: dict[str, str]) -> dict[
     if stand_in not in roots:
         return f"needs {stand_in}: --data {stand_in}=FOLDER"
     options, root = dict(entry.get("options", {})), roots[stand_in]
-    # a folder of this layout has its maps beside its images
-    if entry["name"] in ("folder", "imagenet") and (Path(root) / "images").is_dir():
+    if entry["name"] == "splits":  # FOLDER/{images,depth,labels}/{train,test}/...
         options |= {k: str(Path(root) / k) for k in ("depth", "labels") if (Path(root) / k).is_dir()}
         root = str(Path(root) / "images")
     return {"key": stand_in, **entry, "root": root, "options": options}
@@ -97,7 +96,8 @@ def _pretrain_parameters(row: dict[str, Any], profile: dict[str, Any], data: dic
     merged = _merge(profile["pretrain"], data.get("pretrain"), own, {"method_options": thresholds} if thresholds else None)
     if merged["method"] == "scratch":
         merged = {k: merged[k] for k in ("encoder", "output_stride", "weights", "method") if k in merged} | {"steps": 0}
-    return {"data": {"name": data["name"], "root": data.get("root"), "options": data.get("options", {})}, **merged, "seed": seed}
+    options = {k: v for k, v in data.get("options", {}).items() if k not in ("labels", "classes")}  # never seen in pre-training
+    return {"data": {"name": data["name"], "root": data.get("root"), "options": options}, **merged, "seed": seed}
 
 
 def _evaluate_parameters(profile: dict[str, Any], data: dict[str, Any], pretrained: Path, seed: int) -> dict[str, Any]:

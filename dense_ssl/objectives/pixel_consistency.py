@@ -31,6 +31,8 @@ def pixel_consistency(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, positives:
     """
     if positives.dtype != torch.bool or positives.shape != (len(y1), y1.shape[1], y2.shape[1]):
         raise ValueError(f"positives must be bool {(len(y1), y1.shape[1], y2.shape[1])}, not {positives.dtype} {tuple(positives.shape)}")
+    if not positives.numel():
+        raise ValueError(f"positives is empty, {tuple(positives.shape)}; give at least one image and one pixel of each view")
     if y1.shape != x1.shape or y2.shape != x2.shape:
         raise ValueError(f"y1, x1 and y2, x2 must have equal shapes, not {[tuple(t.shape) for t in (y1, x1, y2, x2)]}")
     with torch.autocast(y1.device.type, enabled=False):

@@ -35,8 +35,9 @@ def _one_way(scores: Tensor, positives: Tensor) -> Tensor:
 
 
 def _check(x1: Tensor, x2: Tensor, positives: Tensor, temperature: float) -> None:
-    if x1.ndim != 3 or x2.ndim != 3 or x1.shape[::2] != x2.shape[::2]:
-        raise ValueError(f"x1 and x2 must be (B, N1, C) and (B, N2, C), not {tuple(x1.shape)} and {tuple(x2.shape)}")
+    for name, x in (("x1", x1), ("x2", x2)):
+        if x.ndim != 3 or x.shape[::2] != x1.shape[::2] or not x.numel() or not x.is_floating_point():
+            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; it must be floating (B, N, C), not empty, with one B and C for both")
     if positives.dtype != torch.bool or positives.shape != (len(x1), x1.shape[1], x2.shape[1]):
         raise ValueError(f"positives must be bool {(len(x1), x1.shape[1], x2.shape[1])}, not {positives.dtype} {tuple(positives.shape)}")
     if not temperature > 0:

@@ -21,8 +21,8 @@ def distance_mask(xy1: Tensor, xy2: Tensor, threshold: float, scale: float | Ten
     Returns: bool (B, N1, N2). Raises: `ValueError` for another shape, a negative threshold, a scale that is not positive.
     """
     for name, xy in (("xy1", xy1), ("xy2", xy2)):
-        if xy.ndim != 3 or xy.shape[-1] != 2 or len(xy) != len(xy1):
-            raise ValueError(f"{name} is {tuple(xy.shape)}; it must be (B, N, 2), with the same B for both")
+        if xy.ndim != 3 or xy.shape[-1] != 2 or len(xy) != len(xy1) or not xy.numel():
+            raise ValueError(f"{name} is {tuple(xy.shape)}; it must be (B, N, 2), not empty, with the same B for both")
     scale = torch.as_tensor(scale, dtype=torch.float32, device=xy1.device)
     if scale.ndim > 1 or not (scale > 0).all():
         raise ValueError(f"scale must be a positive number or (B,), not {scale.tolist()}")
@@ -30,9 +30,9 @@ def distance_mask(xy1: Tensor, xy2: Tensor, threshold: float, scale: float | Ten
         _check(threshold) * scale.reshape(-1, 1, 1))
 
 
-def _check(threshold: float) -> float:
-    if not threshold >= 0:
-        raise ValueError(f"threshold must be at least 0, not {threshold}")
+def _check(threshold: float, most: float = float("inf")) -> float:
+    if not 0 <= threshold <= most:
+        raise ValueError(f"threshold must be at least 0{f' and at most {most:g}' if most < float('inf') else ''}, not {threshold}")
     return threshold
 
 # %% ../../nbs/03_positives/00_masks.ipynb #distance-scale
@@ -56,20 +56,23 @@ def depth_mask(depth1: Tensor, depth2: Tensor, threshold: float) -> Tensor:
     """Pairs that are near in depth: `|depth1 - depth2| <= threshold` (PixDepth Eq. 3); True where either is nan.
 
     depth1, depth2: (B, N1), (B, N2), normalised to [0, 1] per image. Returns: bool (B, N1, N2).
-    Raises: `ValueError` for another shape, a negative threshold.
+    Raises: `ValueError` for another shape or type, a threshold outside [0, 1].
     """
     for name, depth in (("depth1", depth1), ("depth2", depth2)):
-        if depth.ndim != 2 or len(depth) != len(depth1):
-            raise ValueError(f"{name} is {tuple(depth.shape)}; it must be (B, N), with the same B for both")
+        if depth.ndim != 2 or len(depth) != len(depth1) or not depth.numel() or not depth.is_floating_point():
+            raise ValueError(f"{name} is {depth.dtype} {tuple(depth.shape)}; it must be floating (B, N), not empty, with the same B for both")
     # nan compares as False, so "not farther than" is also "or unknown"
-    return ~((depth1[:, :, None] - depth2[:, None]).abs() > _check(threshold))
+    return ~((depth1[:, :, None] - depth2[:, None]).abs() > _check(threshold, 1.0))
 
 # %% ../../nbs/03_positives/00_masks.ipynb #check-thresholds
 def check_thresholds(distance_thresholds: Sequence[float], depth_thresholds: Sequence[float] | None) -> None:
-    """Raises: `ValueError` when there is none, when one is negative, or when there are not as many of one as of the other."""
-    both = [*distance_thresholds, *(depth_thresholds or ())]
-    if not distance_thresholds or any(not t >= 0 for t in both):
-        raise ValueError(f"thresholds must be at least one and at least 0, not {both}")
+    """Raises: `ValueError` when there is none, one is out of range, or there are not as many of one as of the other."""
+    if not distance_thresholds:
+        raise ValueError("distance_thresholds is empty; give at least one")
+    for threshold in distance_thresholds:
+        _check(threshold)
+    for threshold in depth_thresholds or ():
+        _check(threshold, 1.0)
     if depth_thresholds is not None and len(depth_thresholds) != len(distance_thresholds):
         raise ValueError(f"{len(distance_thresholds)} distance thresholds and {len(depth_thresholds)} depth thresholds; "
                          "give as many of one as of the other (repeat a single value)")

@@ -29,7 +29,7 @@ def worker_command(folder: Path, launch: Launch) -> list[str]:
     meet = ["--standalone"] if launch.nodes == 1 else [
         "--nnodes", str(launch.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", launch.rdzv_endpoint, "--rdzv-id", folder.name]
     return [sys.executable, "-m", "torch.distributed.run", *meet, "--nproc-per-node", str(launch.processes),
-            "--log-dir", str(folder / "logs"), "--redirects", "3", "--tee", "0:3", *worker]
+            "--log-dir", str(folder / "logs"), "--redirects", "3", "--tee", "3", *worker]
 
 # %% ../../nbs/07_training/03_launch.ipynb #run-pretrain
 def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | None = None, runs: str | Path | None = None,
