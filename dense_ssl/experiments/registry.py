@@ -211,7 +211,7 @@ def run_jobs(jobs: list[Job], launch: dict[str, Any] | None = None, lanes: int |
         list(pool.map(carry_out, waiting.values()))
     return failed
 
-# %% ../../nbs/10_experiments/00_registry.ipynb #collect
+# %% ../../nbs/10_experiments/00_registry.ipynb #portable
 METRICS: dict[str, tuple[str, Callable[[dict[str, Any]], float | None]]] = {
     "segmentation_frozen": ("frozen mIoU", lambda r: r["segmentation_frozen"]["miou"]),
     "segmentation_finetuned": ("fine-tuned mIoU", lambda r: r["segmentation_finetuned"]["miou"]),
@@ -221,13 +221,19 @@ METRICS: dict[str, tuple[str, Callable[[dict[str, Any]], float | None]]] = {
 }
 
 
+def _portable(parameters: dict[str, Any]) -> dict[str, Any]:
+    "Parameters with the data's folder as seen from the project's."
+    root = parameters.get("data", {}).get("root")
+    return _merge(parameters, {"data": {"root": os.path.relpath(root, repo_root())}}) if root else parameters
+
+
 def collect(jobs: list[Job]) -> list[dict[str, Any]]:
     """One record for each row of `jobs`: values per seed, mean and deviation (in percent), runs, protocol, hardware, time, command."""
     records: dict[str, dict[str, Any]] = {}
     for job in jobs:
         record = records.setdefault(f"{job.table}.{job.row['id']}", {
             "id": f"{job.table}.{job.row['id']}", "label": job.row["label"], "paper": job.row.get("paper"), "profile": job.profile,
-            "problem": job.problem, "parameters": job.pretrain, "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
+            "problem": job.problem, "parameters": _portable(job.pretrain), "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
             "notebooks": ["02_pretrain.ipynb", "03_evaluate.ipynb"],
             "command": f"python -m dense_ssl.experiments.registry --profile {job.profile} --tables {job.table}"})
         if job.problem or not is_done(job.evaluated):
@@ -283,7 +289,8 @@ def write_tables(jobs: list[Job], out: Path) -> list[Path]:
         entry = read_yaml(f"{paper}.yaml")["tables"][table]
         records = collect([job for job in jobs if job.table == name])
         path = out / f"{paper}-{table}.md"
-        write_json(path.with_suffix(".json"), {"title": entry["title"], "records": records, "environment": environment()})
+        versions = {k: v for k, v in environment().items() if k != "platform"}
+        write_json(path.with_suffix(".json"), {"title": entry["title"], "records": records, "environment": versions})
         path.write_text(markdown(entry["title"], records, entry.get("note", "")), encoding="utf-8")
         written.append(path)
     return written
