@@ -84,7 +84,8 @@ if __name__ == "__main__":
     parser.add_argument("--out")
     a = parser.parse_args()
     result = {"step": step_ratios(a.crop, a.batch, a.rounds, a.encoder, a.device), "data": data_wait(a.crop, a.batch, a.steps, a.workers, a.encoder),
-              "environment": {k: v for k, v in environment().items() if k != "platform"}, "device": torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"}
+              "environment": {k: v for k, v in environment().items() if k != "platform"},
+              "device": torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"}
     print(json.dumps(result, indent=1))
     if a.out:
         write_json(a.out, result)
