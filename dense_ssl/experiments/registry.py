@@ -352,5 +352,6 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(not done)
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #12a2636b
+#| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:  # a notebook's cells are called __main__ as well
     main()

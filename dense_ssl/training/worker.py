@@ -25,5 +25,6 @@ def main(folder: str) -> None:
         sys.exit(f"dense_ssl: {error}")
 
 # %% ../../nbs/07_training/02_worker.ipynb #56e31e02
+#| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:  # a notebook's cells are called __main__ as well
     main(sys.argv[1])
