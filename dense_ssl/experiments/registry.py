@@ -59,6 +59,7 @@ class Job:
     problem: str | None = None
     pretrained: Path | None = None
     evaluated: Path | None = None
+    roots: dict[str, str] = field(default_factory=dict)
 
 
 def _merge(*parts: dict[str, Any] | None) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def _job(job: Job, profile: dict[str, Any], roots: dict[str, str], runs: Path) -
     if job.problem is None and profile["stand_ins"] and "weights" in job.row["pretrain"]:
         job.problem = "needs the supervised weights of the paper profile"
     if job.problem is None:
+        job.roots = {d["key"]: os.path.relpath(d["root"], repo_root()) for d in (data, target) if d.get("needs_root")}
         job.pretrain = parse(Pretrain, _pretrain_parameters(job.row, profile, data, job.seed)).model_dump(mode="json")
         name = f"{job.row['pretrain']['method']}-{data['key']}-s{job.seed}"
         job.pretrained = runs / "pretrain" / f"{name}-{params_hash(job.pretrain, 'dense_ssl.training.worker')}"
@@ -235,7 +237,8 @@ def collect(jobs: list[Job]) -> list[dict[str, Any]]:
             "id": f"{job.table}.{job.row['id']}", "label": job.row["label"], "paper": job.row.get("paper"), "profile": job.profile,
             "problem": job.problem, "parameters": _portable(job.pretrain), "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
             "notebooks": ["02_pretrain.ipynb", "03_evaluate.ipynb"],
-            "command": f"python -m dense_ssl.experiments.registry --profile {job.profile} --tables {job.table}"})
+            "command": " ".join(["python -m dense_ssl.experiments.registry --profile", job.profile, "--tables", job.table,
+                                 *(["--data"] if job.roots else []), *(f"{k}={v}" for k, v in job.roots.items())])})
         if job.problem or not is_done(job.evaluated):
             continue
         pretrained, done = read_json(job.pretrained / "done.json"), read_json(job.evaluated / "done.json")
@@ -351,7 +354,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"dense_ssl: {error}")
     sys.exit(not done)
 
-# %% ../../nbs/10_experiments/00_registry.ipynb #12a2636b
+# %% ../../nbs/10_experiments/00_registry.ipynb #bb4ae562
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:  # a notebook's cells are called __main__ as well
     main()
