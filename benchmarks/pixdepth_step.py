@@ -20,7 +20,7 @@ from PIL import Image
 
 from dense_ssl.core import environment, read_json, write_json
 from dense_ssl.data.catalog import open_data
-from dense_ssl.data.loading import Pairs, StepBatches, pair_loader
+from dense_ssl.data.loading import PairViews, Samples, StepBatches, step_loader
 from dense_ssl.geometry.depth import write_depth_png
 from dense_ssl.methods.catalog import METHODS, build_method
 from dense_ssl.models.encoders import build_encoder
@@ -31,7 +31,7 @@ from dense_ssl.training.launch import run_pretrain
 def step_ratios(crop: int, batch: int, rounds: int, encoder: str, device: str) -> dict:
     "Median seconds of a step, and median ratio to PixPro's step of the same round."
     room = open_data("room", count=2 * batch, size=(crop + crop // 4, crop + crop // 2))
-    one = next(iter(pair_loader(Pairs(room, crop, 0), StepBatches(len(room), batch, 0, 0, 1)))).to(device)
+    one = next(iter(step_loader(Samples(room, (crop, crop), 0), PairViews(crop), StepBatches(len(room), batch, 0, 0, 1)))).to(device)
     methods, optimizers, seconds = {}, {}, {}
     for name in ("pixpro", "pixcontrast", "pixdepth"):
         torch.manual_seed(0)
@@ -41,7 +41,7 @@ def step_ratios(crop: int, batch: int, rounds: int, encoder: str, device: str) -
     for k in range(rounds + 2):
         for name in [*methods][k % 3:] + [*methods][:k % 3]:  # each comes first, second and last equally often
             method, began = methods[name], time.perf_counter()
-            loss, _ = method(one.first, one.second)
+            loss, _ = method(*one.inputs)
             loss.backward()
             optimizers[name].step()
             optimizers[name].zero_grad()

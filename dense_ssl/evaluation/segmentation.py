@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['RESNETS', 'STATE', 'Protocol', 'protocol_name', 'build_segmentation', 'Segmenter', 'check_labels', 'class_names',
-           'Split', 'load_split', 'colour_map', 'save_picture', 'segmentation_loss', 'predict', 'train_segmentation']
+           'Split', 'load_split', 'colour_map', 'save_picture', 'segmentation_loss', 'predict', 'label_subset',
+           'train_segmentation']
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #ca19f4ef
 import colorsys
@@ -48,7 +49,10 @@ class Protocol(BaseModel):
     atrous_rates: tuple[PositiveInt, PositiveInt, PositiveInt] = (12, 24, 36)
     dropout: float = Field(0.5, ge=0, lt=1)  # of DeepLabV3's, DeepLabV3+'s, PSPNet's and FPN's decoder
     optimizer: Literal["adam", "sgd"] = "adam"  # paper; sgd has momentum 0.9
-    learning_rate: PositiveFloat = 1e-3  # paper; falls to 0 by a cosine, step by step
+    learning_rate: PositiveFloat = 1e-3  # paper; falls by a cosine, step by step
+    new_learning_rate: PositiveFloat | None = None  # of what was not pre-trained; None: the same
+    final_learning_rate: float = Field(0.0, ge=0)  # at the end of the cosine
+    train_share: float = Field(1.0, gt=0, le=1)  # of the labelled train images: a fixed subset, the smaller inside the larger
     weight_decay: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=2)  # paper
     epochs: PositiveInt = 80  # paper
@@ -77,10 +81,13 @@ def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: 
     p = protocol
     augmentation = " and ".join(["flip"] * p.flip + ([f"crop {p.crop[0]}x{p.crop[1]}"] if p.crop else [])) or "no"
     rates = f", rates {'/'.join(map(str, p.atrous_rates))}" if p.decoder.startswith("deeplab") else ""
-    return (f"semantic segmentation, encoder {'frozen' if p.frozen else 'fine-tuned'}: {data_name(train)} -> {data_name(test)}, "
+    share = "" if p.train_share == 1 else f" ({100 * p.train_share:.4g} % of its images)"
+    return (f"semantic segmentation, encoder {'frozen' if p.frozen else 'fine-tuned'}: {data_name(train)}{share} -> {data_name(test)}, "
             f"{classes} classes, void {p.ignore_index}, whole images at {p.size[0]}x{p.size[1]}, truth at "
             f"{truth}, {p.decoder} (stride {p.output_stride}, {p.decoder_channels} channels{rates}, dropout {p.dropout:g}), {augmentation} "
-            f"augmentation, {p.optimizer} {p.learning_rate:g} cosine, weight decay {p.weight_decay:g}, {p.epochs} epochs, patience {p.patience} "
+            f"augmentation, {p.optimizer} {p.learning_rate:g}"
+            f"{f' (new layers {p.new_learning_rate:g})' if p.new_learning_rate else ''} cosine to {p.final_learning_rate:g}, "
+            f"weight decay {p.weight_decay:g}, {p.epochs} epochs, patience {p.patience} "
             f"on {p.holdout:.0%} of train, batch {p.batch_size}, loss at 1/{p.loss_stride}, {p.precision}, one confusion matrix")
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #decoder
@@ -104,11 +111,11 @@ def _decoder(name: str, p: Protocol, classes: int) -> nn.Module:
     return make(name, encoder_weights=None, classes=classes, **options)
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #build-segmentation
-def build_segmentation(encoder: nn.Module, protocol: Protocol, classes: int, seed: int = 0) -> nn.Module:
+def build_segmentation(encoder: nn.Module, protocol: Protocol, classes: int, seed: int = 0, decoder: dict[str, Tensor] | None = None) -> nn.Module:
     """`encoder` in the protocol's decoder; `.encoder`, `.decoder`, `.segmentation_head` as in segmentation-models-pytorch.
 
-    encoder: has `.name` and `.body` with torchvision's key names; it is copied. Raises: `ValueError` for an encoder
-    that is not a ResNet-18, -34 or -50, or whose weights do not fit strictly.
+    encoder: has `.name` and `.body` with torchvision's key names; it is copied. decoder: state dict of a pre-trained decoder.
+    Raises: `ValueError` for an encoder that is not a ResNet-18, -34 or -50, or weights that do not fit strictly.
     """
     name = getattr(encoder, "name", type(encoder).__name__)
     if name not in RESNETS:
@@ -121,6 +128,12 @@ def build_segmentation(encoder: nn.Module, protocol: Protocol, classes: int, see
         model.encoder.load_state_dict(dict(encoder.body.state_dict()), strict=True)
     except RuntimeError as mismatch:
         raise ValueError(f"encoder does not fit {name} of segmentation-models-pytorch: {mismatch}") from None
+    if decoder is not None:
+        try:
+            model.decoder.load_state_dict(decoder, strict=True)
+        except RuntimeError as mismatch:
+            raise ValueError(f"the pre-trained decoder does not fit {protocol.decoder} of {protocol.decoder_channels} channels: "
+                             f"{str(mismatch).splitlines()[1].strip()[:120]}") from None
     return model
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #segmenter
@@ -272,18 +285,38 @@ class _Run:
     seconds: float = 0.0
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #start
-def _start(encoder, train, protocol, classes, seed, device, progress) -> _Run:
-    "Read the split, draw the hold-out, build model and optimiser."
-    split = load_split(train, protocol.size, classes, protocol.ignore_index, progress)
+def label_subset(names: list[str], share: float) -> list[int]:
+    """Which images keep their labels: a fixed draw from their number alone, sorted; that of a smaller share lies inside that of a larger."""
+    order = torch.randperm(len(names), generator=sample_generator(0))
+    return order[: max(1, round(len(names) * share))].sort().values.tolist()
+
+
+def _parameter_groups(model: Segmenter, p: Protocol, pretrained_decoder: bool) -> list[dict]:
+    "The weights that train, those that were pre-trained first; `peak` is a group's highest rate."
+    old = [model.model.encoder, *([model.model.decoder] if pretrained_decoder else [])]
+    known = {id(w) for part in old for w in part.parameters()}
+    weights = [w for w in model.parameters() if w.requires_grad]
+    groups = [{"params": [w for w in weights if id(w) in known], "peak": p.learning_rate},
+              {"params": [w for w in weights if id(w) not in known], "peak": p.new_learning_rate or p.learning_rate}]
+    return [group for group in groups if group["params"]]
+
+
+def _start(encoder, train, protocol, classes, seed, device, progress, decoder, folder) -> _Run:
+    "Read the split, choose the labelled images, draw the hold-out, build model and optimiser."
+    p, split = protocol, load_split(train, protocol.size, classes, protocol.ignore_index, progress)
+    if p.train_share < 1:
+        kept = label_subset(split.names, p.train_share)
+        split = Split(split.images[kept], split.labels[kept], [split.names[i] for i in kept], split.skipped)
+        write_json(folder / "train_images.json", split.names)
     order = torch.randperm(len(split.names), generator=sample_generator(0))
-    held, rest = order.split([k := max(1, round(len(order) * protocol.holdout)), len(order) - k])
+    held, rest = order.split([k := max(1, round(len(order) * p.holdout)), len(order) - k])
     if len(rest) < 2 or any((split.labels[part] == 255).all() for part in (held, rest)):
         raise ValueError(f"{train.name} has {len(order)} usable images, {len(held)} of them held out for early stopping; needed: "
                          "at least 2 others, and labelled pixels in both parts")
-    model = Segmenter(build_segmentation(encoder, protocol, classes, seed), protocol.frozen).to(device, memory_format=torch.channels_last)
-    weights = [w for w in model.parameters() if w.requires_grad]
-    options = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
-    optimizer = torch.optim.Adam(weights, **options) if protocol.optimizer == "adam" else torch.optim.SGD(weights, momentum=0.9, **options)
+    network = build_segmentation(encoder, p, classes, seed, decoder)
+    model = Segmenter(network, p.frozen).to(device, memory_format=torch.channels_last)
+    groups, options = _parameter_groups(model, p, decoder is not None), {"lr": p.learning_rate, "weight_decay": p.weight_decay}
+    optimizer = torch.optim.Adam(groups, **options) if p.optimizer == "adam" else torch.optim.SGD(groups, momentum=0.9, **options)
     return _Run(protocol, seed, torch.device(device), None if progress is None else not progress, model, optimizer, split,
                 rest.sort().values, held.sort().values)
 
@@ -334,7 +367,7 @@ def _train_epoch(run: _Run) -> float:
         for step, indices in enumerate(chunks):
             progress = (run.epoch * len(chunks) + step) / (p.epochs * len(chunks))
             for group in run.optimizer.param_groups:
-                group["lr"] = p.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+                group["lr"] = p.final_learning_rate + (group["peak"] - p.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
             loss = segmentation_loss(*_batch(run, indices, train=True))
             if not loss.isfinite():
                 names = ", ".join(run.split.names[i] for i in indices[:4])
@@ -387,10 +420,10 @@ def _same_run(path: Path, found: str | None, fingerprint: str) -> None:
         raise ValueError(f"{path} belongs to a run with another encoder, protocol, seed or dataset; give this one its own folder")
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #fingerprint
-def _fingerprint(encoder: nn.Module, name: str, protocol: Protocol, seed: int) -> str:
-    "Hash of what decides the result: the encoder's weights, the data and the protocol, the seed."
+def _fingerprint(encoder: nn.Module, name: str, protocol: Protocol, seed: int, decoder: dict[str, Tensor] | None) -> str:
+    "Hash of what decides the result: the pre-trained weights, the data and the protocol, the seed."
     digest = hashlib.sha256(f"{name}\n{protocol.model_dump_json()}\n{seed}".encode())
-    for key, value in sorted(encoder.body.state_dict().items()):
+    for key, value in sorted({**encoder.body.state_dict(), **(decoder or {})}.items()):
         digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -464,23 +497,24 @@ def _test(run: _Run, test: Sequence, classes: int, folder: Path, pictures: int |
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #train-segmentation
 def train_segmentation(encoder: nn.Module, train: Sequence, test: Sequence, protocol: Protocol, folder: str | Path, seed: int = 0,
                        device: str | torch.device = "cpu", pictures: int | Sequence[str] = 4, cache_gb: float = 4.0,
-                       checkpoint_seconds: float = 10.0, progress: bool | None = None) -> dict:
+                       checkpoint_seconds: float = 10.0, progress: bool | None = None, decoder: dict[str, Tensor] | None = None) -> dict:
     """Train a segmentation of `train` around `encoder`, score it on `test` (PixDepth section 4; `protocol` says how).
 
     Writes `result.json` (last; what is returned), `weights.safetensors` (best epoch, without a frozen encoder) and
     `predictions/*.png` into `folder`, and continues from `folder/checkpoint.pt` after a kill. pictures: how many test
-    images to draw, or their names. cache_gb: memory for a frozen encoder's features. progress: None = on a terminal.
+    images to draw, or their names. decoder: weights of a pre-trained decoder. With a `train_share` below 1 the images that were used
+    are named in `train_images.json`. cache_gb: memory for a frozen encoder's features. progress: None = on a terminal.
     Raises: `ValueError` on unusable data, encoder or folder; `FloatingPointError` when the loss is not finite.
     """
     start, folder, classes = time.perf_counter(), Path(folder), class_names(train, test)
     name = protocol_name(protocol, train, test, len(classes))
-    fingerprint, checkpoint, done = _fingerprint(encoder, name, protocol, seed), folder / "checkpoint.pt", folder / "result.json"
+    fingerprint, checkpoint, done = _fingerprint(encoder, name, protocol, seed, decoder), folder / "checkpoint.pt", folder / "result.json"
     if done.is_file():
         result = read_json(done)
         _same_run(done, result.get("fingerprint"), fingerprint)
         return result
     with _deterministic(device):
-        run = _start(encoder, train, protocol, len(classes), seed, device, progress)
+        run = _start(encoder, train, protocol, len(classes), seed, device, progress, decoder, folder)
         _resume(run, checkpoint, fingerprint)
         before = run.seconds
         if run.epoch < protocol.epochs and run.epoch - run.best_epoch < protocol.patience:

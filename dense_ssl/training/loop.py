@@ -9,6 +9,7 @@ __all__ = ['learning_rate', 'build_optimizer', 'save_checkpoint', 'load_checkpoi
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -22,19 +23,19 @@ from tqdm import tqdm
 
 from ..core import atomic_path, environment, write_json
 from ..data.catalog import open_data
-from ..data.loading import Batch, Pairs, StepBatches, pair_loader
+from ..data.loading import Batch, PairViews, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
 from ..methods.catalog import build_method
-from ..models.encoders import build_encoder, read_weights, save_encoder
+from ..models.encoders import build_encoder, read_weights, save_encoder, save_parts
 from ..models.sync_batchnorm import sync_batchnorm
 from .configuration import Launch, Pretrain
 
 # %% ../../nbs/07_training/01_loop.ipynb #learning-rate
-def learning_rate(step: int, steps: int, warmup: int, peak: float) -> float:
-    """The rate of `step` (from 0) of `steps`: linear from peak / warmup to `peak`, then half a cosine to 0."""
+def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float = 0.0) -> float:
+    """The rate of `step` (from 0) of `steps`: linear from peak / warmup to `peak`, then half a cosine to `end`."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
+    return end + (peak - end) * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup))) / 2
 
 
 def build_optimizer(module: nn.Module, config: Pretrain) -> Optimizer:
@@ -111,7 +112,7 @@ def train_step(fabric: Fabric, method: nn.Module, optimizer: Optimizer, batches:
     for part, batch in enumerate(batches):
         last = part == len(batches) - 1
         with fabric.no_backward_sync(method, enabled=not last):
-            loss, watched = method(batch.first, batch.second, signals=signals and last)
+            loss, watched = method(*batch.inputs, signals=signals and last)
             if not torch.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss.item()} at step {step} (process {fabric.global_rank}); samples: "
                                          f"{', '.join(batch.names)}. Try a lower lr, clip, or precision 32-true")
@@ -162,6 +163,8 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
         summary |= _train(config, folder, launch, fabric, dataset, method, steps, warmup, skipped)
     if fabric.is_global_zero:
         save_encoder(encoder, folder, method=config.method, data=config.data.name, seed=config.seed, steps=steps)
+        if hasattr(method, "export"):
+            save_parts(folder, *method.export())
         write_json(folder / "done.json", {**summary, "skipped": len(set(skipped)), "skipped_messages": sorted(set(skipped))[:20],
                                           "seconds": round(time.perf_counter() - began, 1), "world_size": fabric.world_size,
                                           "device": _device_name(fabric), "env": environment()})
@@ -174,56 +177,76 @@ def _device_name(fabric: Fabric) -> str:
         return torch.cuda.get_device_name(fabric.device)
     return f"CPU, {torch.get_num_threads()} thread{'s' * (torch.get_num_threads() > 1)}"
 
+# %% ../../nbs/07_training/01_loop.ipynb #clock
+class _Clock:
+    "Seconds of a run and of its waiting for data, without the first wait, in which workers start."
+
+    def __init__(self) -> None:
+        self.began, self.waits = time.perf_counter(), []
+
+    def next(self, loader: Iterator[Batch], count: int, device: torch.device) -> list[Batch]:
+        waiting = time.perf_counter()
+        parts = [next(loader).to(device) for _ in range(count)]
+        self.waits.append(time.perf_counter() - waiting)
+        return parts
+
+    def summary(self) -> dict[str, float]:
+        first, *waits = self.waits or [0.0]
+        took = time.perf_counter() - self.began - first
+        return {"step_seconds": round(took / max(1, len(waits)), 4), "data_wait_share": round(sum(waits) / max(took, 1e-9), 4)}
+
 # %% ../../nbs/07_training/01_loop.ipynb #check-needs
-def _check_needs(config: Pretrain, method: nn.Module, pairs: Pairs) -> None:
+def _check_needs(config: Pretrain, method: nn.Module, samples: Samples) -> None:
     "Say before the first step that the data lacks a map which the method cannot do without."
-    view = pairs[0, 0][0]
+    sample = samples[0, 0][0]
     for need in method.needs:
-        if getattr(view, need) is None:
+        if getattr(sample, need) is None:
             raise ValueError(f"method {config.method} needs {need}, which dataset {config.data.name} does not give; "
                              f'for a folder, add {{"{need}": PATH}} to the data options')
 
 
+def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: nn.Module, start: int, steps: int) -> Iterator[Batch]:
+    "The batches of this process from step `start` to `steps`, made the way the method wants them."
+    make = getattr(method, "inputs", PairViews)(config.crop, config.scale)
+    samples = Samples(dataset, make.smallest, config.seed, config.strict)
+    _check_needs(config, method, samples)
+    batches = StepBatches(len(dataset), config.batch_size, config.seed, start, steps, fabric.global_rank, fabric.world_size,
+                          config.accumulate)
+    return iter(step_loader(samples, make, batches, launch.workers, pin_memory=fabric.device.type == "cuda"))
+
+# %% ../../nbs/07_training/01_loop.ipynb #train
 def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, dataset, method: nn.Module, steps: int, warmup: int,
            skipped: list[str]) -> dict:
     "The loop of `pretrain`; the numbers for done.json."
-    pairs = Pairs(dataset, config.crop, config.seed, config.scale, strict=config.strict)
-    _check_needs(config, method, pairs)
     if fabric.world_size > 1:
         method = sync_batchnorm(method, fabric.device.type)
     bare, optimizer = method, build_optimizer(method, config)
     start = load_checkpoint(folder, bare.to(fabric.device), optimizer)
+    loader = _loader(config, launch, fabric, dataset, bare, start, steps)
     method, optimizer = fabric.setup(method, optimizer)
     method.train()
-    batches = StepBatches(len(dataset), config.batch_size, config.seed, start, steps, fabric.global_rank, fabric.world_size,
-                          config.accumulate)
-    loader = iter(pair_loader(pairs, batches, launch.workers, pin_memory=fabric.device.type == "cuda"))
     log = Log(folder, start, launch.tensorboard) if fabric.is_global_zero else None
-    saved, waited, first_wait, working = time.monotonic(), 0.0, 0.0, time.perf_counter()
-    with tqdm(total=steps, initial=start, disable=not (log and launch.progress), desc=config.method, mininterval=0.5, unit="step") as bar:
-        for step in range(start, steps):
-            waiting = time.perf_counter()
-            parts = [next(loader).to(fabric.device) for _ in range(config.accumulate)]
-            wait = time.perf_counter() - waiting
-            waited, first_wait = waited + wait, first_wait or wait
-            skipped += [message for part in parts for message in part.skipped]
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, warmup, config.lr)
-            logs = step % launch.log_every == 0 or step == steps - 1
-            loss, signals = train_step(fabric, method, optimizer, parts, step, config, signals=logs)
-            bare.after_step(step, steps)
-            if logs:
-                line = _mean(fabric, {"loss": loss.item(), **signals, "skipped": len(skipped)})
-                if log:
-                    log.write({"step": step, **line, "lr": optimizer.param_groups[0]["lr"], "data_wait": round(wait, 4)})
-                bar.set_postfix(loss=f"{line['loss']:.4f}", skipped=int(line["skipped"]) or None, refresh=False)
-            bar.update()
-            if log and step < steps - 1 and time.monotonic() - saved >= launch.checkpoint_seconds:
-                save_checkpoint(folder, step + 1, bare, optimizer)
-                saved = time.monotonic()
+    saved, clock = time.monotonic(), _Clock()
+    bar = tqdm(total=steps, initial=start, disable=not (log and launch.progress), desc=config.method, mininterval=0.5, unit="step")
+    for step in range(start, steps):
+        parts = clock.next(loader, config.accumulate, fabric.device)
+        skipped += [message for part in parts for message in part.skipped]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, warmup, config.lr, config.lr_end)
+        logs = step % launch.log_every == 0 or step == steps - 1
+        loss, signals = train_step(fabric, method, optimizer, parts, step, config, signals=logs)
+        bare.after_step(step, steps)
+        if logs:
+            line = _mean(fabric, {"loss": loss.item(), **signals, "skipped": len(skipped)})
+            if log:
+                log.write({"step": step, **line, "lr": optimizer.param_groups[0]["lr"], "data_wait": round(clock.waits[-1], 4)})
+            bar.set_postfix(loss=f"{line['loss']:.4f}", skipped=int(line["skipped"]) or None, refresh=False)
+        bar.update()
+        if log and step < steps - 1 and time.monotonic() - saved >= launch.checkpoint_seconds:
+            save_checkpoint(folder, step + 1, bare, optimizer)
+            saved = time.monotonic()
+    bar.close()
     if fabric.device.type == "cuda":
         torch.cuda.synchronize()
-    took, done = time.perf_counter() - working - first_wait, max(1, steps - start - 1)
     lines = Log.read(folder / "metrics.jsonl")
-    return {"loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"], "step_seconds": round(took / done, 4),
-            "data_wait_share": round(max(0.0, waited - first_wait) / max(took, 1e-9), 4)} if log and lines else {}
+    return {"loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"], **clock.summary()} if log and lines else {}
