@@ -24,4 +24,6 @@ readme: .venv/installed
 	$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and 'dense_ssl needs Python 3.11 or newer; set PYTHON=')"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
+	# only its losses, to compare with: what lightly depends on would slow the start of every process by seconds
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps lightly
 	touch $@

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['EXPERIMENTS', 'EVALUATION', 'METRICS', 'read_yaml', 'Job', 'plan', 'papermill', 'run_pretraining', 'run_evaluation',
-           'run_jobs', 'collect', 'markdown', 'write_tables', 'figure_parameters', 'reproduce', 'main']
+           'run_jobs', 'collect', 'markdown', 'write_tables', 'figure_parameters', 'draw_figures', 'reproduce', 'main']
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #989ade84
 import argparse
@@ -48,7 +48,7 @@ def _one_of(what: str, name: str, there: dict[str, Any]) -> Any:
 # %% ../../nbs/10_experiments/00_registry.ipynb #job
 @dataclass
 class Job:
-    """One row of one table with one seed. `problem`: why it cannot be run, or None."""
+    """One row of one table with one seed. `problem`: why it cannot be run, or None. `notebook`: what evaluates it."""
 
     table: str
     row: dict[str, Any]
@@ -60,6 +60,7 @@ class Job:
     pretrained: Path | None = None
     evaluated: Path | None = None
     roots: dict[str, str] = field(default_factory=dict)
+    notebook: str = "03_evaluate.ipynb"
 
 
 def _merge(*parts: dict[str, Any] | None) -> dict[str, Any]:
@@ -84,31 +85,45 @@ def _dataset(name: str, profile: dict[str, Any], roots: dict[str, str]) -> dict[
     if stand_in not in roots:
         return f"needs {stand_in}: --data {stand_in}=FOLDER"
     options, root = dict(entry.get("options", {})), roots[stand_in]
-    if entry["name"] == "splits":  # FOLDER/{images,depth,labels}/{train,test}/...
-        options |= {k: str(Path(root) / k) for k in ("depth", "labels") if (Path(root) / k).is_dir()}
+    if entry["name"] == "splits":  # FOLDER/{images,depth,labels,instances,regions-KIND}/{train,test}/...
+        options |= {k: str(Path(root) / k) for k in ("depth", "labels", "instances") if (Path(root) / k).is_dir()}
         root = str(Path(root) / "images")
     return {"key": stand_in, **entry, "root": root, "options": options}
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #pretrain-parameters
-def _pretrain_parameters(row: dict[str, Any], profile: dict[str, Any], data: dict[str, Any], seed: int) -> dict[str, Any]:
-    own = dict(row["pretrain"])
-    own.pop("data")
+def _proposals(data: dict[str, Any], kind: str) -> dict[str, Any] | str:
+    "The data options that give regions of `kind`, or the words that say what is missing."
+    if not data.get("needs_root"):
+        return {"proposals": {"kind": kind, **data.get("proposals", {}).get(kind, {})}}
+    tree = Path(data["root"]).parent / f"regions-{kind}"
+    return {"regions": str(tree)} if tree.is_dir() else f"needs {tree.name}/ beside the images (07_prepare_regions.ipynb)"
+
+
+def _pretrain_parameters(job: "Job", profile: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    "Keys of `training.configuration.Pretrain` for a job, merged from general to particular."
+    own = {k: v for k, v in job.row["pretrain"].items() if k not in ("data", "proposals", "pieces")}
     thresholds = {f"{k}_thresholds": own.pop(k) for k in ("distance", "depth") if k in own}
-    merged = _merge(profile["pretrain"], data.get("pretrain"), own, {"method_options": thresholds} if thresholds else None)
+    paper = profile.get("papers", {}).get(job.table.split(".")[0], {})
+    merged = _merge(profile["pretrain"], paper.get("pretrain"), profile.get("methods", {}).get(own["method"]), data.get("pretrain"), own,
+                    {"method_options": thresholds} if thresholds else None)
     if merged["method"] == "scratch":
         merged = {k: merged[k] for k in ("encoder", "output_stride", "weights", "method") if k in merged} | {"steps": 0}
-    options = {k: v for k, v in data.get("options", {}).items() if k not in ("labels", "classes")}  # never seen in pre-training
-    return {"data": {"name": data["name"], "root": data.get("root"), "options": options}, **merged, "seed": seed}
+    options = {k: v for k, v in data.get("options", {}).items() if k not in ("labels", "instances", "classes", "label_ids")}  # never seen in pre-training
+    return {"data": {"name": data["name"], "root": data.get("root"), "options": options}, **merged, "seed": job.seed}
 
 
-def _evaluate_parameters(profile: dict[str, Any], data: dict[str, Any], pretrained: Path, seed: int) -> dict[str, Any]:
-    options = {k: v for k, v in data.get("options", {}).items() if k != "count"}
+def _evaluate_parameters(job: "Job", profile: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
+    "Parameters of 03_evaluate.ipynb for a job, merged in the same order."
+    options = {k: v for k, v in data.get("options", {}).items() if k not in ("count", "proposals")}
     counts = {} if data["name"] in ("room", "street", "borehole") else {"train_count": 0, "test_count": 0}
-    return _merge(profile["evaluate"], counts, data.get("evaluate"), {
-        "encoder": str(pretrained), "data": data["name"], "data_root": data.get("root") or "", "data_options": options, "seed": seed})
+    own = {k: v for k, v in job.row["evaluate"].items() if k != "data"}
+    paper = profile.get("papers", {}).get(job.table.split(".")[0], {})
+    return _merge(profile["evaluate"], paper.get("evaluate"), counts, data.get("evaluate"), own, {
+        "encoder": str(job.pretrained), "data": data["name"], "data_root": data.get("root") or "", "data_options": options, "seed": job.seed})
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #plan
-EVALUATION = ("dense_ssl.evaluation.coherence", "dense_ssl.evaluation.probe", "dense_ssl.evaluation.segmentation")
+EVALUATION = {"coherence": "coherence", "linear_probe": "probe", "segmentation_frozen": "segmentation", "segmentation_finetuned": "segmentation",
+              "clustering": "clustering", "detection": "detection"}  # which module of `evaluation` makes a protocol's number
 
 
 def plan(profile_name: str, select: dict[str, dict[str, list[str] | str]] | None = None, roots: dict[str, str] | None = None,
@@ -128,22 +143,48 @@ def plan(profile_name: str, select: dict[str, dict[str, list[str] | str]] | None
     return jobs
 
 
+def _evaluation_alone(job: Job, profile: dict[str, Any], roots: dict[str, str], runs: Path) -> Job:
+    "A row that trains nothing: parameters of its own notebook."
+    target = _dataset(job.row["evaluate"]["data"], profile, roots)
+    if isinstance(target, str):
+        job.problem = target
+        return job
+    job.roots = {target["key"]: os.path.relpath(target["root"], repo_root())} if target.get("needs_root") else {}
+    job.notebook = job.row["notebook"]
+    own = {k: v for k, v in job.row["evaluate"].items() if k not in ("data", "code")}
+    job.evaluate = _merge(profile.get("notebooks", {}).get(job.notebook), own, {
+        "data": target["name"], "data_root": target.get("root") or "", "data_options": target.get("options", {}), "seed": job.seed})
+    name = f"{job.table}-{job.row['id']}-{target['key']}-s{job.seed}"
+    job.evaluated = runs / "evaluate" / f"{name}-{params_hash(job.evaluate, job.row['evaluate']['code'])}"
+    return job
+
+
 def _job(job: Job, profile: dict[str, Any], roots: dict[str, str], runs: Path) -> Job:
     "Fill in parameters and folders, or the problem."
     if job.row.get("quoted"):
         job.problem = "quoted from the paper"
         return job
+    if "pretrain" not in job.row:
+        return _evaluation_alone(job, profile, roots, runs)
     data, target = (_dataset(job.row[part]["data"], profile, roots) for part in ("pretrain", "evaluate"))
     job.problem = next((d for d in (data, target) if isinstance(d, str)), None)
     if job.problem is None and profile["stand_ins"] and "weights" in job.row["pretrain"]:
         job.problem = "needs the supervised weights of the paper profile"
     if job.problem is None:
         job.roots = {d["key"]: os.path.relpath(d["root"], repo_root()) for d in (data, target) if d.get("needs_root")}
-        job.pretrain = parse(Pretrain, _pretrain_parameters(job.row, profile, data, job.seed)).model_dump(mode="json")
+        if isinstance(kind := job.row["pretrain"].get("proposals"), str):
+            found = _proposals(data, kind)
+            if isinstance(found, str):
+                job.problem = found
+                return job
+            data = _merge(data, {"options": found})
+        if pieces := job.row["pretrain"].get("pieces"):
+            data = _merge(data, {"options": {"pieces": pieces}})
+        job.pretrain = parse(Pretrain, _pretrain_parameters(job, profile, data)).model_dump(mode="json")
         name = f"{job.row['pretrain']['method']}-{data['key']}-s{job.seed}"
         job.pretrained = runs / "pretrain" / f"{name}-{params_hash(job.pretrain, 'dense_ssl.training.worker')}"
-        job.evaluate = _evaluate_parameters(profile, target, job.pretrained, job.seed)
-        code = "-".join(code_version(module) for module in EVALUATION)
+        job.evaluate = _evaluate_parameters(job, profile, target)
+        code = "-".join(code_version(f"dense_ssl.evaluation.{EVALUATION[name]}") for name in job.evaluate["protocols"])
         hashed = job.evaluate | {"encoder": job.pretrained.name, "code": code}
         job.evaluated = runs / "evaluate" / f"{name}-on-{target['key']}-{params_hash(hashed, 'dense_ssl.core')}"
     return job
@@ -169,8 +210,8 @@ def run_pretraining(job: Job, launch: dict[str, Any]) -> None:
 
 
 def run_evaluation(job: Job, threads: int) -> None:
-    """Execute 03_evaluate.ipynb for a job."""
-    papermill("03_evaluate.ipynb", job.evaluated, {**job.evaluate, "out": str(job.evaluated), "threads": threads},
+    """Execute the evaluation notebook of a job."""
+    papermill(job.notebook, job.evaluated, {**job.evaluate, "out": str(job.evaluated), "threads": threads},
               env={"OMP_NUM_THREADS": str(threads)})
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #lanes
@@ -190,36 +231,42 @@ def run_jobs(jobs: list[Job], launch: dict[str, Any] | None = None, lanes: int |
     launch = {"threads": threads, "tensorboard": False, **(launch or {})}
     chains: dict[Path, list[Job]] = {}
     for job in {j.evaluated: j for j in jobs if j.problem is None}.values():
-        chains.setdefault(job.pretrained, []).append(job)
+        chains.setdefault(job.pretrained or job.evaluated, []).append(job)
     waiting = {folder: chain for folder, chain in chains.items() if not all(is_done(j.evaluated) for j in chain)}
     say(f"{len(chains)} pre-training runs with their evaluations: {len(chains) - len(waiting)} done, {len(waiting)} to do, {lanes} at a time")
     began, finished, failed = time.monotonic(), [], []
 
     def carry_out(chain: list[Job]) -> None:
         try:
-            if not is_done(chain[0].pretrained):
+            if chain[0].pretrained and not is_done(chain[0].pretrained):
                 run_pretraining(chain[0], launch)
             for job in chain:
                 if not is_done(job.evaluated):
                     run_evaluation(job, threads)
         except (RuntimeError, OSError) as error:
-            failed.append(f"{chain[0].pretrained.name}: {error}")
+            failed.append(f"{(chain[0].pretrained or chain[0].evaluated).name}: {error}")
         finished.append(chain)
         spent = time.monotonic() - began
         left = spent / len(finished) * (len(waiting) - len(finished))
-        say(f"[{len(finished)}/{len(waiting)}] {chain[0].pretrained.name}; {spent:.0f} s spent, about {left:.0f} s left")
+        say(f"[{len(finished)}/{len(waiting)}] {(chain[0].pretrained or chain[0].evaluated).name}; {spent:.0f} s spent, about {left:.0f} s left")
 
     with ThreadPoolExecutor(lanes) as pool:
         list(pool.map(carry_out, waiting.values()))
     return failed
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #portable
-METRICS: dict[str, tuple[str, Callable[[dict[str, Any]], float | None]]] = {
-    "segmentation_frozen": ("frozen mIoU", lambda r: r["segmentation_frozen"]["miou"]),
-    "segmentation_finetuned": ("fine-tuned mIoU", lambda r: r["segmentation_finetuned"]["miou"]),
-    "linear_probe": ("linear probe mIoU", lambda r: r["linear_probe"]["miou"]),
-    "coherence_same": ("coherence, same thing", lambda r: r["coherence"].get("object", r["coherence"].get("class"))["auc"]),
-    "coherence_depth": ("coherence, no depth step", lambda r: r["coherence"]["depth"]["auc"]),
+METRICS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float | None]]] = {  # title, protocol, and how to read its result
+    "segmentation_frozen": ("frozen mIoU", "segmentation_frozen", lambda r: r["miou"]),
+    "segmentation_finetuned": ("fine-tuned mIoU", "segmentation_finetuned", lambda r: r["miou"]),
+    "detection_ap": ("mask AP", "detection", lambda r: r["mask"]["ap"]),
+    "detection_ap50": ("mask AP50", "detection", lambda r: r["mask"]["ap50"]),
+    "clustering": ("clustering mIoU", "clustering", lambda r: r["miou"]),
+    "clustering_accuracy": ("clustering accuracy", "clustering", lambda r: r["pixel_accuracy"]),
+    "region_query": ("mIoU, GT query", "regions", lambda r: r["query"]),
+    "region_bilateral": ("mIoU, bilateral match", "regions", lambda r: r["bilateral"]),
+    "linear_probe": ("linear probe mIoU", "linear_probe", lambda r: r["miou"]),
+    "coherence_same": ("coherence, same thing", "coherence", lambda r: r.get("object", r.get("class"))["auc"]),
+    "coherence_depth": ("coherence, no depth step", "coherence", lambda r: r["depth"]["auc"]),
 }
 
 
@@ -236,39 +283,45 @@ def collect(jobs: list[Job]) -> list[dict[str, Any]]:
         record = records.setdefault(f"{job.table}.{job.row['id']}", {
             "id": f"{job.table}.{job.row['id']}", "label": job.row["label"], "paper": job.row.get("paper"), "profile": job.profile,
             "problem": job.problem, "parameters": _portable(job.pretrain), "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
-            "notebooks": ["02_pretrain.ipynb", "03_evaluate.ipynb"],
+            "notebooks": [*(["02_pretrain.ipynb"] if "pretrain" in job.row else []), job.notebook],
             "command": " ".join(["python -m dense_ssl.experiments.registry --profile", job.profile, "--tables", job.table,
                                  *(["--data"] if job.roots else []), *(f"{k}={v}" for k, v in job.roots.items())])})
         if job.problem or not is_done(job.evaluated):
             continue
-        pretrained, done = read_json(job.pretrained / "done.json"), read_json(job.evaluated / "done.json")
+        done = read_json(job.evaluated / "done.json")
+        pretrained = read_json(job.pretrained / "done.json") if job.pretrained else {
+            "seconds": 0.0, "data_version": done["data_version"], "device": done["hardware"], "env": read_json(job.evaluated / "env.json")}
         results = {name: read_json(job.evaluated / f"{name}.json") for name in done["protocols"]}
         record["seeds"].append(job.seed)
-        record["runs"] += [job.pretrained.name, job.evaluated.name]
+        record["runs"] += [folder.name for folder in (job.pretrained, job.evaluated) if folder]
         record["seconds"].append(round(pretrained["seconds"] + done["seconds"], 1))
         record |= {"data_version": pretrained["data_version"], "hardware": pretrained["device"], "commit": pretrained["env"]["commit"]}
         for name, result in results.items():
             record["protocols"][name] = result["protocol"]
-        for metric, (_, value) in METRICS.items():
-            if metric.split("_same")[0].split("_depth")[0] in results:
-                record["values"].setdefault(metric, []).append(value(results))
+        for metric, (_, protocol, value) in METRICS.items():
+            if protocol in results:
+                record["values"].setdefault(metric, []).append(value(results[protocol]))
         if "coherence" in results:
-            colours = {"coherence": results["coherence"]["raw_colours"]}
-            record["raw_colours"] = {m: METRICS[m][1](colours) for m in ("coherence_same", "coherence_depth")}
+            record["raw_colours"] = {m: METRICS[m][2](results["coherence"]["raw_colours"]) for m in ("coherence_same", "coherence_depth")}
     for record in records.values():
         record["mean"] = {m: statistics.fmean(v) * 100 for m, v in record["values"].items() if None not in v}
         record["deviation"] = {m: statistics.stdev(v) * 100 for m, v in record["values"].items() if None not in v and len(v) > 1}
     return list(records.values())
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #markdown
-def markdown(title: str, records: list[dict[str, Any]], note: str = "") -> str:
-    """A table of one profile's records: paper's number, ours as mean ± deviation (seeds), and under it what the numbers are."""
+def markdown(title: str, metric: str, records: list[dict[str, Any]], note: str = "") -> str:
+    """A table of one profile's records: paper's number(s), ours as mean ± deviation (seeds), and under it what the numbers are.
+
+    metric: what the paper's number is where a row gives one number instead of {metric: number}.
+    """
     metrics = [m for m in METRICS if any(m in r["mean"] for r in records)]
     profile = records[0]["profile"]
-    head = ["row", *(["paper"] if any(r["paper"] is not None for r in records) else []), *(METRICS[m][0] for m in metrics), "seeds", "s / run"]
+    theirs = [r["paper"] if isinstance(r["paper"], dict) else {metric: r["paper"]} if r["paper"] is not None else {} for r in records]
+    given = [m for m in METRICS if any(m in numbers for numbers in theirs)]
+    head = ["row", *(["paper"] if len(given) == 1 else [f"paper: {METRICS[m][0]}" for m in given]), *(METRICS[m][0] for m in metrics), "seeds", "s / run"]
     lines = [f"**{title}** (profile `{profile}`)", "", "| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for r in records:
-        cells = [r["label"], *(["" if r["paper"] is None else f"{r['paper']:.1f}"] if "paper" in head else [])]
+    for r, numbers in zip(records, theirs, strict=True):
+        cells = [r["label"], *(f"{numbers[m]:.1f}" if m in numbers else "" for m in given)]
         if r["seeds"]:
             means = {m: f"{value:.1f}" for m, value in r["mean"].items()}
             means |= {m: f"{means[m]} ± {value:.1f}" for m, value in r["deviation"].items()}
@@ -294,22 +347,34 @@ def write_tables(jobs: list[Job], out: Path) -> list[Path]:
         path = out / f"{paper}-{table}.md"
         versions = {k: v for k, v in environment().items() if k != "platform"}
         write_json(path.with_suffix(".json"), {"title": entry["title"], "records": records, "environment": versions})
-        path.write_text(markdown(entry["title"], records, entry.get("note", "")), encoding="utf-8")
+        path.write_text(markdown(entry["title"], entry["metric"], records, entry.get("note", "")), encoding="utf-8")
         written.append(path)
     return written
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #figure-parameters
-def figure_parameters(jobs: list[Job]) -> dict[str, Any]:
-    """Parameters of 05_figures.ipynb: finished encoders and evaluations of the first seed, by dataset and method; {} without any."""
+def figure_parameters(jobs: list[Job], paper: str, tables: list[str]) -> dict[str, Any]:
+    """Parameters of a paper's figure notebook: finished encoders and evaluations of the first seed, by dataset and row; {} without any."""
     found: dict[str, Any] = {}
     for job in jobs:
-        if job.table.split(".")[1] in ("W1", "N1") and job.seed == jobs[0].seed and job.problem is None and is_done(job.evaluated):
+        if job.table in {f"{paper}.{t}" for t in tables} and job.seed == jobs[0].seed and job.problem is None and job.pretrained and is_done(job.evaluated):
             data = job.pretrain["data"]
             found.setdefault(data["name"], {})[job.row["label"].split(": ")[-1]] = str(job.pretrained)
             found.setdefault("evaluations", {})[job.row["label"]] = str(job.evaluated)
             if data["root"]:
                 found[f"{data['name']}_root"] = data["root"]
     return found
+
+
+def draw_figures(jobs: list[Job], profile: str, out: Path) -> None:
+    """Execute the figure notebook of every paper that `jobs` has encoders for, unless its figures are there."""
+    for paper in dict.fromkeys(job.table.split(".")[0] for job in jobs):
+        entry = read_yaml(f"{paper}.yaml")["figures"]
+        if parameters := figure_parameters(jobs, paper, entry["tables"]):
+            parameters |= {"out": str(out), "size": 896 if profile == "paper" else 256}
+            folder = run_folder("figures", f"{profile}-{paper}", parameters, entry["module"])
+            if not is_done(folder) or not list(out.glob(f"{paper}-*.png")):
+                papermill(entry["notebook"], folder, parameters)
+                write_json(folder / "done.json", {"out": str(out)})
 
 
 def reproduce(profile: str, select: dict[str, Any] | None = None, roots: dict[str, str] | None = None, seeds: list[int] | None = None,
@@ -319,12 +384,7 @@ def reproduce(profile: str, select: dict[str, Any] | None = None, roots: dict[st
     failed = run_jobs(jobs, launch, lanes)
     out = out or repo_root() / "figures" / profile
     tables = write_tables(jobs, out)
-    if figures := figure_parameters(jobs):
-        parameters = {**figures, "out": str(out), "size": 896 if profile == "paper" else 256}
-        folder = run_folder("figures", profile, parameters, "dense_ssl.viz.figures")
-        if not is_done(folder) or not list(out.glob("*.png")):
-            papermill("05_figures.ipynb", folder, parameters)
-            write_json(folder / "done.json", {"out": str(out)})
+    draw_figures(jobs, profile, out)
     for path in tables:
         print("\n" + path.read_text(encoding="utf-8"))
     print(f"tables and figures: {out}\nruns: {runs_root()}\n{time.monotonic() - began:.0f} s")

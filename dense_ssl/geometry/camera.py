@@ -109,7 +109,8 @@ def normals(points: Tensor) -> Tensor:
     down, known_down = _tangent(points, -2)
     known = known_right & known_down & points.isfinite().all(-3, keepdim=True)
     normal = torch.linalg.cross(torch.where(known, down, 1), torch.where(known, right, points.new_tensor([1.0, 2, 3])[:, None, None]), dim=-3)
-    return torch.where(known, torch.nn.functional.normalize(normal, dim=-3, eps=torch.finfo(normal.dtype).tiny), torch.nan)
+    length = (normal * normal).sum(-3, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny).sqrt()
+    return torch.where(known, normal / length, torch.nan)
 
 # %% ../../nbs/01_geometry/02_camera.ipynb #resize-intrinsics
 def resize_intrinsics(K: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:

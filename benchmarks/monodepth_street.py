@@ -1,0 +1,96 @@
+"""Monodepth2 on the street world: depth learned from video alone, against guesses that know the true depth of the training streets.
+
+    OMP_NUM_THREADS=1 python benchmarks/monodepth_street.py [--folder RUN] [--steps 1200] [--device cuda] [--out FILE]
+
+Trains on short videos of the train split and is measured on frames of the test split, which shares no street with it. Every map, the
+guesses' too, is aligned by its ratio of medians; truth up to 80 m. The guesses, fitted to the train split's true depth:
+one constant; flat ground under the camera with a wall behind (the horizon's row and the wall's distance fitted); and each
+row's median depth. Killed and started again with the same --folder, it goes on. Prints JSON; `--out` keeps it.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dense_ssl.core import environment, is_done, write_json
+from dense_ssl.data.street import StreetWorld
+from dense_ssl.geometry.monodepth import MonodepthConfig, depth_errors, load_monodepth, train_monodepth
+
+SIZE = (96, 192)
+
+
+def videos(drives: int, frames: int) -> list[list[Tensor]]:
+    "One video of each drive of the train split."
+    world = StreetWorld("train", drives, SIZE, views=1)
+    return [[frame.image for frame in world.sequence(drive, frames)] for drive in range(drives)]
+
+
+def stills(split: str, count: int) -> list:
+    "One frame of each drive, a second after those that videos begin with."
+    world = StreetWorld(split, count, SIZE, views=1)
+    return [world.frame(drive, 10) for drive in range(count)]
+
+
+def score(maps: list[Tensor], samples: list) -> dict[str, float]:
+    "Mean over frames of the aligned errors."
+    found = [depth_errors(depth, sample.depth) for depth, sample in zip(maps, samples, strict=True)]
+    return {key: round(statistics.mean(errors[key] for errors in found), 4) for key in found[0]}
+
+
+def ground_plane(horizon: float, wall: float, K: Tensor) -> Tensor:
+    "Depth of flat ground 1.6 m (the world's mean) under a level camera, cut off by a wall; the wall alone above the horizon's row."
+    below = (torch.arange(SIZE[0], dtype=torch.float32) - horizon).clamp_min(1e-6)
+    return (1.6 * K[1, 1] / below).clamp_max(wall)[:, None].expand(SIZE)
+
+
+def guesses(train: list) -> tuple[dict[str, Tensor], dict]:
+    "The maps of the guesses, and what was fitted."
+    K, depth = train[0].K, torch.stack([sample.depth for sample in train])
+    depth = depth.masked_fill(depth > 80, torch.nan)
+    grid = [(horizon, wall) for horizon in np.arange(0, 57, 3.0) for wall in (8, 10, 12, 15, 20, 25, 30, 40, 60, 80)]
+    best = min(grid, key=lambda pair: score([ground_plane(*pair, K)] * len(train), train)["abs_rel"])
+    rows = depth.movedim(1, 0).flatten(1).nanmedian(1).values
+    rows = torch.where(rows.isnan(), rows.nan_to_num(0).max(), rows)  # rows that are always sky
+    maps = {"constant": torch.ones(SIZE), "ground plane": ground_plane(*best, K), "row medians": rows[:, None].expand(SIZE)}
+    return maps, {"horizon_row": float(best[0]), "wall_m": float(best[1])}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", help="run folder; default: a temporary one")
+    parser.add_argument("--drives", type=int, default=400)
+    parser.add_argument("--frames", type=int, default=7)
+    parser.add_argument("--tests", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--size", type=int, nargs=2, default=(64, 128), help="height and width of training")
+    parser.add_argument("--lr", type=float, default=2e-4)
+    parser.add_argument("--spacing", type=int, default=2)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out")
+    args = parser.parse_args()
+    config = MonodepthConfig(size=tuple(args.size), steps=args.steps, batch_size=args.batch, lr=args.lr, spacing=args.spacing, precision=args.precision)
+    folder = Path(args.folder or tempfile.mkdtemp(prefix="monodepth_street_"))
+    clips = [] if is_done(folder) else videos(args.drives, args.frames)  # rendering takes a while
+    done = train_monodepth(clips, StreetWorld(size=SIZE).K, config, folder, args.device, checkpoint_seconds=60)
+    predict, test = load_monodepth(folder, args.device), stills("test", args.tests)
+    maps, fitted = guesses(stills("train", args.tests))
+    result = {"monodepth": score([1 / predict(sample.image) for sample in test], test),
+              **{name: score([depth] * len(test), test) for name, depth in maps.items()}}
+    report = {"errors": result, "fitted": fitted, "training": {**vars(args), **done}, "test_frames": len(test), "frame_size": SIZE,
+              "world": f"street {StreetWorld.version}", "env": environment()}
+    print(json.dumps(report, indent=1, default=str))
+    if args.out:
+        report["training"] = {k: v for k, v in report["training"].items() if k not in ("folder", "out")}
+        write_json(args.out, json.loads(json.dumps(report, default=str)))
+
+
+if __name__ == "__main__":
+    main()
