@@ -41,7 +41,7 @@ def truth_regions(labels: Tensor, instances: Tensor | None = None) -> Tensor:
     return torch.from_numpy(label(pair.numpy(), background=-1, connectivity=1).astype(np.int64) - 1)
 
 # %% ../../nbs/02_data/10_proposals.ipynb #edge-hierarchy
-def edge_hierarchy(image: np.ndarray, threshold: float = 8.0, sigma: float = 1.0) -> np.ndarray:
+def edge_hierarchy(image: np.ndarray, threshold: float = 6.0, sigma: float = 1.0) -> np.ndarray:
     """Watershed basins of the colour gradient, merged by their mean border gradient up to `threshold`; stands in for owt-ucm.
 
     image: uint8 (H, W, 3). threshold: mean gradient (Sobel, CIELAB units) up to which borders are dissolved. sigma: smoothing, pixels.
@@ -102,7 +102,7 @@ PROPOSALS = {
     "truth": _truth,
     "slic": lambda sample, count=100, compactness=10.0, sigma=1.0: superpixels(_picture(sample), count, compactness, sigma),
     "felzenszwalb": lambda sample, scale=100.0, sigma=0.8, min_size=20: felzenszwalb(_picture(sample), scale, sigma, min_size),
-    "edges": lambda sample, threshold=8.0, sigma=1.0: edge_hierarchy(_picture(sample), threshold, sigma),
+    "edges": lambda sample, threshold=6.0, sigma=1.0: edge_hierarchy(_picture(sample), threshold, sigma),
 }
 
 

@@ -104,8 +104,8 @@ def _pretrain_parameters(job: "Job", profile: dict[str, Any], data: dict[str, An
     own = {k: v for k, v in job.row["pretrain"].items() if k not in ("data", "proposals", "pieces")}
     thresholds = {f"{k}_thresholds": own.pop(k) for k in ("distance", "depth") if k in own}
     paper = profile.get("papers", {}).get(job.table.split(".")[0], {})
-    merged = _merge(profile["pretrain"], paper.get("pretrain"), profile.get("methods", {}).get(own["method"]), data.get("pretrain"), own,
-                    {"method_options": thresholds} if thresholds else None)
+    merged = _merge(profile["pretrain"], paper.get("pretrain"), profile.get("methods", {}).get(own["method"]), data.get("pretrain"),
+                    data.get("methods", {}).get(own["method"]), own, {"method_options": thresholds} if thresholds else None)
     if merged["method"] == "scratch":
         merged = {k: merged[k] for k in ("encoder", "output_stride", "weights", "method") if k in merged} | {"steps": 0}
     options = {k: v for k, v in data.get("options", {}).items() if k not in ("labels", "instances", "classes", "label_ids")}  # never seen in pre-training
@@ -258,8 +258,8 @@ def run_jobs(jobs: list[Job], launch: dict[str, Any] | None = None, lanes: int |
 METRICS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float | None]]] = {  # title, protocol, and how to read its result
     "segmentation_frozen": ("frozen mIoU", "segmentation_frozen", lambda r: r["miou"]),
     "segmentation_finetuned": ("fine-tuned mIoU", "segmentation_finetuned", lambda r: r["miou"]),
-    "detection_ap": ("mask AP", "detection", lambda r: r["mask"]["ap"]),
-    "detection_ap50": ("mask AP50", "detection", lambda r: r["mask"]["ap50"]),
+    "detection_ap": ("mask AP", "detection", lambda r: r["mask"]["AP"]),
+    "detection_ap50": ("mask AP50", "detection", lambda r: r["mask"]["AP50"]),
     "clustering": ("clustering mIoU", "clustering", lambda r: r["miou"]),
     "clustering_accuracy": ("clustering accuracy", "clustering", lambda r: r["pixel_accuracy"]),
     "region_query": ("mIoU, GT query", "regions", lambda r: r["query"]),

@@ -41,7 +41,7 @@ class RegionConfig(BaseModel, extra="forbid", frozen=True):
     bias: float = -4.0
     threshold: Annotated[float, Field(gt=0, lt=1)] = 0.20
     closeness: Literal["1/W", "1-W"] = "1/W"
-    modules: Literal["half", "default"] | Annotated[int, Field(ge=1)] = "half"
+    modules: Literal["half", "default"] | Annotated[int, Field(ge=1)] = "default"
     fixing: Literal["average", "any"] = "average"
     support_height: Literal["lower", "mean"] = "lower"
     standardize: bool = True

@@ -82,7 +82,7 @@ class _PairLosses(torch.autograd.Function):
             if needs[0]:
                 torch.mm(scores, features, out=to_rows[block])
             if needs[1]:
-                to_moving.addmm_((scores if len(moving) == len(columns) else scores[:, moving]).T, scaled[block])
+                to_moving.addmm_((scores if len(moving) == len(columns) else scores.index_select(1, moving)).T, scaled[block])
         to_anchors = torch.zeros_like(anchors).index_copy_(0, rows, to_rows.div_(temperature)) if needs[0] else None
         to_candidates = torch.zeros_like(candidates).index_copy_(0, columns[moving], to_moving) if needs[1] else None
         ctx.save_for_backward(to_anchors, to_candidates)

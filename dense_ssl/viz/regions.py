@@ -96,14 +96,14 @@ def grouping_figure(sample: Sample, config: RegionConfig = DEFAULT, grouping: Gr
     draw_image(axes[0, 0], pieces, f"(a) {grouping.superpixels.max() + 1} superpixels")
     draw_depth(axes[1, 0], sample)
     high, up = (grouping.geometry[grouping.superpixels, k] for k in (1, 3))
-    for ax, values, limit, name in ((axes[0, 1], up, 1, "(b) upward normal: level or upright"), (axes[1, 1], high, 2, "height y (up): above or below the camera")):
+    for ax, values, limit, name in ((axes[0, 1], up, 1, "(b) upward normal: level or upright"), (axes[1, 1], high, 2, "height y: above or below the camera")):
         ax.set_facecolor("0.6")
         ax.imshow(values, cmap="RdYlBu_r", vmin=-limit, vmax=limit)
         ax.set_xticks([]), ax.set_yticks([])
         ax.set_title(name, fontsize="medium")
     draw_boundary_graph(axes[0, 2], grouping, config.threshold, f"(c) graph: boundaries above {config.threshold:g} in red")
     draw_image(axes[1, 2], _strong_contours(sample.image, grouping, config.threshold), "the same boundaries on the image")
-    middle = len(grouping.rounds) // 2
+    middle = max(1, len(grouping.rounds) // 2)
     draw_regions(axes[0, 3], sample.image, grouping.regions(middle - 1), f"(d) round {middle} of {len(grouping.rounds)}")
     draw_regions(axes[1, 3], sample.image, grouping.regions(), f"the {int(grouping.regions().max()) + 1} final groups")
     return figure
