@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from dense_ssl.core import data_root, environment, write_json
+from dense_ssl.core import data_root, environment, read_json, write_json
 from dense_ssl.data.folders import ImageFolder
 from dense_ssl.data.proposals import propose, truth_regions
 from dense_ssl.data.street import StreetWorld
@@ -124,14 +124,16 @@ if __name__ == "__main__":
     parser.add_argument("--every", type=int, default=10, help="of street_video, every so many frames")
     parser.add_argument("--out")
     a = parser.parse_args()
-    result = {"street 192x384": evaluate(street_scenes(a.scenes, (192, 384)), OURS, OTHERS, a.pixels)}
-    if a.large:
+    result = read_json(a.out) if a.out and not a.scenes else {}  # --scenes 0: only street_video is made anew
+    if a.scenes:
+        result["street 192x384"] = evaluate(street_scenes(a.scenes, (192, 384)), OURS, OTHERS, a.pixels)
+    if a.scenes and a.large:
         result["street 384x768"] = evaluate(street_scenes(a.large, (384, 768)), OURS, OTHERS, a.pixels)
     if a.disparity:
         result["street_video, labels and instances predicted by a network"] = evaluate(video_scenes(Path(a.disparity), a.every), OURS, OTHERS, a.pixels)
     else:
         print("skipped: street_video needs --disparity, a tree of disparity maps")
-    for name, found in result.items():
+    for name, found in ((n, f) for n, f in result.items() if isinstance(f, dict) and "rows" in f):
         print(f"\n{name}, {found['scenes']} scenes\n{table(found)}")
     result |= {"large mask": f"{a.pixels} pixels at 192x384, in proportion elsewhere", "world": "street version 1, split 'regions'",
                "environment": {k: v for k, v in environment().items() if k != "platform"}}
