@@ -37,7 +37,7 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
 
 
 def test_two_processes_walk_the_losses_of_one(tmp_path):
-    "Codes are balanced over the global batch, groups of images stay within a process: the same losses in float64."
+    "Codes are balanced over the global batch, groups of images stay within a process: the same losses and weights in float64."
     config = SCENES | {"steps": 4, "precision": "64-true"}
     one, two = tmp_path / "one", tmp_path / "two"
     finish(one, config, QUICK | {"checkpoint_seconds": 1e9})
@@ -45,6 +45,9 @@ def test_two_processes_walk_the_losses_of_one(tmp_path):
     difference = max(abs(a - b) for a, b in zip(losses(one), losses(two), strict=True))
     print("largest difference of the losses in float64:", difference)
     assert difference < 1e-6 and read_json(two / "done.json")["world_size"] == 2
+    for name in ("encoder.safetensors", "method.safetensors"):  # what is left is what was trained, statistics of BatchNorm included
+        a, b = (read_weights(folder / name) for folder in (one, two))
+        assert a.keys() == b.keys() and max((a[k].double() - b[k].double()).abs().max().item() for k in a) < 1e-8
 
 
 def test_regions_are_asked_for_before_the_first_step(tmp_path):
