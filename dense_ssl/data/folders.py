@@ -174,6 +174,21 @@ def shorter_side(sample: Sample, size: int) -> Sample:
         sample.K = resize_intrinsics(sample.K, (height, width), new)
     return sample
 
+# %% ../../nbs/02_data/05_folders.ipynb #listed-names
+def _listed(file: Path, names: list[str]) -> list[str]:
+    "Those of names, relative paths, that a text file lists with or without suffix. ValueError naming the file: missing, empty, or another name."
+    if not file.is_file():
+        raise ValueError(f"{file}: there is no such list of images")
+    known = {key: name for name in names for key in (name, str(Path(name).with_suffix("")))}
+    wanted = file.read_text(encoding="utf-8").splitlines()
+    wanted = [line.strip() for line in wanted if line.strip()]
+    if unknown := [line for line in wanted if line not in known]:
+        raise ValueError(f"{file}: lists {unknown[0]!r} ({len(unknown)} of {len(wanted)} lines), which is not among the {len(names)} images")
+    if not wanted:
+        raise ValueError(f"{file}: lists no image")
+    chosen = {known[line] for line in wanted}
+    return [name for name in names if name in chosen]
+
 # %% ../../nbs/02_data/05_folders.ipynb #imagefolder
 NONE = {"regions": 65535, "auxiliary": 255, "instances": 255}  # how a tree of ids stores "none"
 
@@ -185,7 +200,8 @@ class ImageFolder:
     relative paths, suffix .png or .npy. depth_kind: "depth", "disparity" or "time" (None: as the tree's tree.json says, else
     "depth"). depth_scale: raw value x scale = unit. depth_invalid: raw values without depth. size: pixels of the
     shorter side, None = as stored. classes: names of the labels. label_ids: "cityscapes" for labelIds, of which its 19 classes are
-    kept. intrinsics: as `geometry.camera.read_intrinsics` takes them.
+    kept. intrinsics: as `geometry.camera.read_intrinsics` takes them. listed: text file of a split, one relative path a line, with or
+    without suffix; other images are left out.
     `names` are the relative paths in the samples' order; `version` changes with the list of files.
     ValueError: no image, unknown kind, a tree that shares no file with root. `ds[i]` raises BadSample.
     """
@@ -196,7 +212,7 @@ class ImageFolder:
         self, root: str | Path, depth: str | Path | None = None, labels: str | Path | None = None,
         depth_kind: str | None = None, depth_scale: float = 1.0, depth_invalid: tuple[float, ...] = (0,),
         size: int | None = None, classes: list[str] | None = None, label_ids: str | None = None,
-        intrinsics: str | Path | list | None = None, **ids: str | Path | None,
+        intrinsics: str | Path | list | None = None, listed: str | Path | None = None, **ids: str | Path | None,
     ):
         if wrong := [name for name in ids if name not in NONE]:
             raise ValueError(f"ImageFolder has no option {wrong[0]!r}; trees of ids are {', '.join(NONE)}")
@@ -212,6 +228,8 @@ class ImageFolder:
             raise ValueError(f"size is {size}; needs at least 1 pixel for the shorter side")
         trees = {name: tree for name, tree in {"depth": self.depth, "labels": self.labels, **self.ids}.items() if tree}
         self.names = list_images(root, list(trees.values()))
+        if listed:
+            self.names = _listed(Path(listed), self.names)
         _check_shared(self.names, **trees)
         self.name = self.root.resolve().name
         self.version = hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:8]

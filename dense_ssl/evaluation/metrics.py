@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['confusion', 'iou_from_confusion', 'miou', 'JointHistogram', 'joint_histogram', 'MatchedMiou', 'match_clusters',
-           'matched_miou', 'SegmentMatch', 'pmiou', 'region_query_miou', 'region_bilateral_miou', 'hardware']
+           'matched_miou', 'SegmentMatch', 'match_segments', 'pmiou', 'region_query_miou', 'region_bilateral_miou',
+           'hardware']
 
 # %% ../../nbs/08_evaluation/00_metrics.ipynb #39cb29fd
 import math
@@ -196,6 +197,16 @@ def _how_many(ids: Tensor, declared: int | None, name: str) -> int:
     return len(ids) if declared is None else declared
 
 # %% ../../nbs/08_evaluation/00_metrics.ipynb #pmiou
+def match_segments(joint: JointHistogram, segments: int | None = None, classes: int | None = None) -> tuple[float, list[SegmentMatch]]:
+    """`pmiou` and its best matches from a joint histogram of auxiliary labels (below 0 = none) and truth; rows may be merged before that."""
+    counts, ids, present = joint
+    named = ids >= 0
+    best, chosen = _pairwise_iou(counts)[named].max(1)
+    score = best.sum().item() / max(_how_many(ids[named], segments, "segments"), _how_many(present, classes, "classes"))
+    rows = zip(ids[named].tolist(), present[chosen].tolist(), best.tolist(), counts[named].sum(1).tolist(), strict=True)
+    return score, [SegmentMatch(*row) for row in rows]
+
+
 def pmiou(auxiliary: Iterable, truth: Iterable, ignore_index: int = 255, matches: bool = False, segments: int | None = None,
           classes: int | None = None) -> float | tuple[float, list[SegmentMatch]]:
     """Proxy mIoU of auxiliary labels over a whole set of int maps (Eq. 3), in one pass.
@@ -205,15 +216,8 @@ def pmiou(auxiliary: Iterable, truth: Iterable, ignore_index: int = 255, matches
     Raises: `ValueError` as `joint_histogram`, and when an id does not lie below `segments` or `classes`.
     """
     labelled = (_int_map(a, "auxiliary").masked_fill(_int_map(a, "auxiliary") == ignore_index, -1).reshape(a.shape) for a in auxiliary)
-    counts, ids, present = joint_histogram(labelled, truth, ignore_index, "auxiliary")
-    named = ids >= 0
-    best, chosen = _pairwise_iou(counts)[named].max(1)
-    denominator = max(_how_many(ids[named], segments, "segments"), _how_many(present, classes, "classes"))
-    score = best.sum().item() / denominator
-    if not matches:
-        return score
-    rows = zip(ids[named].tolist(), present[chosen].tolist(), best.tolist(), counts[named].sum(1).tolist(), strict=True)
-    return score, [SegmentMatch(*row) for row in rows]
+    score, found = match_segments(joint_histogram(labelled, truth, ignore_index, "auxiliary"), segments, classes)
+    return (score, found) if matches else score
 
 # %% ../../nbs/08_evaluation/00_metrics.ipynb #region-ious
 def _region_ious(regions: object, masks: object) -> Tensor:

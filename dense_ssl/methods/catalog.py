@@ -14,6 +14,7 @@ from pydantic import ConfigDict, ValidationError, create_model
 from torch import nn
 
 from ..core import read_json
+from .auxcontrast import AuxContrast, load_auxcontrast
 from .baselines import METHODS as _BASELINES
 from .baselines import load_picie
 from .cpcdr import CPCDR, load_cpcdr
@@ -26,6 +27,7 @@ METHODS: dict[str, tuple[type[nn.Module] | None, dict[str, Any]]] = {
     "scratch": (None, {}),
     **{name: (PixDepth, options) for name, options in _PIXDEPTH.items()},
     "cpcdr": (CPCDR, {}),
+    "auxcontrast": (AuxContrast, {}),
     **_BASELINES,
 }
 
@@ -43,7 +45,7 @@ def method_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     for option in options:
         if option not in known:
             raise ValueError(f"method {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    model = create_model(name, __config__=ConfigDict(extra="forbid"), **known)
+    model = create_model(name, __config__=ConfigDict(extra="forbid", validate_default=True), **known)
     try:
         return model(**{**own, **options}).model_dump()
     except ValidationError as error:
@@ -59,11 +61,11 @@ def build_method(name: str, encoder: Encoder, **options: Any) -> nn.Module | Non
 
 
 def load_method(folder: str | Path) -> nn.Module:
-    """What a finished run trained beside the encoder, with it: a module with `embed` and `prototypes` for evaluation.
+    """What a finished run trained beside the encoder, with it: a module with `embed`, and `prototypes`, `fpn` or `decoder` where it has them.
 
     Raises: `ValueError` for a run whose method leaves nothing but an encoder, or a file that is absent or does not fit.
     """
-    name, loaders = read_json(Path(folder) / "method.json").get("method"), {"cpcdr": load_cpcdr, "picie": load_picie}
+    name, loaders = read_json(Path(folder) / "method.json").get("method"), {"cpcdr": load_cpcdr, "picie": load_picie, "auxcontrast": load_auxcontrast}
     if name not in loaders:
         raise ValueError(f"{Path(folder) / 'method.json'} is of method {name!r}; needed: {', '.join(loaders)}")
     return loaders[name](folder)

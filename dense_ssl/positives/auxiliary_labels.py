@@ -297,11 +297,15 @@ class AuxiliaryLabels:
                              f"{facts['extractor_version']}; needed: the same weights, scales and stride")
         self.area, self.slic, self.dropped, self.device = superpixel_area, (compactness, sigma), dropped, device
 
-    def __call__(self, image: Tensor, name: str = "image") -> tuple[Tensor, Tensor | None]:
+    def unvoted(self, image: Tensor, name: str = "image") -> Tensor:
+        """Labels int64 (H, W) as the clusters give them, before the vote."""
         features = _features(self.extractor, image, name, self.device)
         labels, _ = self.centres.assign(features.flatten(1).T)
         labels = labels.reshape(1, 1, *features.shape[1:]).double().cpu()
-        labels = F.interpolate(labels, image.shape[-2:], mode="nearest-exact")[0, 0].long()
+        return F.interpolate(labels, image.shape[-2:], mode="nearest-exact")[0, 0].long()
+
+    def __call__(self, image: Tensor, name: str = "image") -> tuple[Tensor, Tensor | None]:
+        labels = self.unvoted(image, name)
         if self.area is None:
             return labels, None
         regions = image_superpixels(image, self.area, *self.slic)

@@ -31,7 +31,10 @@ class Data(_Strict):
 
 # %% ../../nbs/07_training/00_configuration.ipynb #pretrain
 class Pretrain(_Strict):
-    """What decides a pre-training run. Lengths and `warmup` are in epochs where `epochs` is given, else in steps."""
+    """What decides a pre-training run. Lengths, `warmup` and `milestones` are in epochs where `epochs` is given, else in steps.
+
+    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's.
+    """
 
     data: Data
     method: str
@@ -49,7 +52,11 @@ class Pretrain(_Strict):
     optimizer: Literal["sgd", "lars", "adamw"] = "sgd"
     lr: float = Field(0.1, gt=0)
     lr_end: float = Field(0.0, ge=0)
+    schedule: Literal["cosine", "poly", "step"] = "cosine"
+    milestones: tuple[float, ...] = ()
+    warmup_lr: float | None = Field(None, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
+    dampening: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(1e-5, ge=0)
     clip: float | None = Field(None, gt=0)
     precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
@@ -74,6 +81,8 @@ class Pretrain(_Strict):
             raise ValueError("give either epochs or steps (at least 1)")
         if self.warmup > (self.epochs or self.steps or 0):
             raise ValueError(f"warmup {self.warmup} is longer than the run of {self.epochs or self.steps}")
+        if (self.schedule == "step") != bool(self.milestones) or any(not 0 < m <= (self.epochs or self.steps or 0) for m in self.milestones):
+            raise ValueError(f"schedule step goes with milestones inside the run, the others with none, not {self.schedule} with {self.milestones}")
         return self
 
 # %% ../../nbs/07_training/00_configuration.ipynb #launch
