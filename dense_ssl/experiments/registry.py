@@ -128,7 +128,7 @@ def _evaluate_parameters(job: "Job", profile: dict[str, Any], data: dict[str, An
     own = {k: v for k, v in job.row["evaluate"].items() if k != "data"}
     paper = profile.get("papers", {}).get(job.table.split(".")[0], {})
     share = own.get("segmentation", {}).get("train_share", 1.0)  # the fewer labelled images, the more epochs of them
-    return _merge(profile["evaluate"], paper.get("evaluate"), paper.get("train_share", {}).get(share), counts, data.get("evaluate"), own, {
+    return _merge({"finetune": {}}, profile["evaluate"], paper.get("evaluate"), paper.get("train_share", {}).get(share), counts, data.get("evaluate"), own, {
         "encoder": str(job.pretrained), "data": data["name"], "data_root": data.get("root") or "", "data_options": options, "seed": job.seed})
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #label-parameters
