@@ -146,7 +146,7 @@ def _pictures(data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _extractor(job: Job, name: str, profile: dict[str, Any], roots: dict[str, str], runs: Path) -> dict[str, Any] | str:
-    "Parameters of the labels' notebook that give extractor `name` of the paper, or the words that say what is missing; fills in `job.extractor`."
+    "Parameters of the labels' notebook that give extractor `name`, or the words that say what is missing; fills in `job.extractor`."
     paper = job.table.split(".")[0]
     entry = dict(_one_of("extractor", name, read_yaml(f"{paper}.yaml")["extractors"]))
     if "row" in entry:
@@ -163,7 +163,8 @@ def _extractor(job: Job, name: str, profile: dict[str, Any], roots: dict[str, st
     return {**entry, **({"weights": roots[file]} if file else {})}
 
 
-def _labelled(job: Job, profile: dict[str, Any], data: dict[str, Any], target: dict[str, Any], roots: dict[str, str], runs: Path) -> dict[str, Any] | str:
+def _labelled(job: Job, profile: dict[str, Any], data: dict[str, Any], target: dict[str, Any], roots: dict[str, str],
+              runs: Path) -> dict[str, Any] | str:
     "The dataset with auxiliary labels that a job trains on, or the words that say what is missing; fills in the stage of the labels."
     wanted = dict(job.row["pretrain"]["labels"])
     name = wanted.pop("extractor")
@@ -175,7 +176,8 @@ def _labelled(job: Job, profile: dict[str, Any], data: dict[str, Any], target: d
     truth = {"name": target["name"], "split": "test", **({"root": target["root"]} if target.get("root") else {}),
              **{k: v for k, v in target.get("options", {}).items() if k not in ("proposals", "depth", "instances")}, **counts}
     job.labels = {**settings, **_pictures(data), "truth": truth, "seed": job.seed}
-    key = params_hash(job.labels | {"source": Path(job.labels["source"]).name, "of": job.extractor and job.extractor.pretrained.name}, "dense_ssl.evaluation.label_quality")
+    named = {"source": Path(job.labels["source"]).name, "of": job.extractor and job.extractor.pretrained.name}
+    key = params_hash(job.labels | named, "dense_ssl.evaluation.label_quality")
     job.labelled = runs / "prepare" / f"labels-{name}-{data['key']}-s{job.seed}-{key}"
     options = {"auxiliary": str(job.labelled / "labels"), **({"regions": str(job.labelled / "superpixels")} if settings.get("superpixel_area", 1) else {}),
                **({"listed": job.labels["listed"]} if "listed" in job.labels else {})}
@@ -198,7 +200,7 @@ def plan(profile_name: str, select: dict[str, dict[str, list[str] | str]] | None
         for table, ids in chosen.items():
             rows = {row["id"]: row for row in _one_of("table", table, tables)["rows"]}
             for row in rows.values() if ids == "all" else [_one_of(f"row of {table}", i, rows) for i in ids]:
-                for seed in seeds or profile["seeds"]:
+                for seed in seeds or profile.get("papers", {}).get(paper, {}).get("seeds") or profile["seeds"]:
                     jobs.append(_job(Job(f"{paper}.{table}", row, seed, profile_name), profile, roots or {}, runs))
     return jobs
 
@@ -277,7 +279,8 @@ def run_pretraining(job: Job, launch: dict[str, Any]) -> None:
 
 def run_labels(job: Job, threads: int) -> None:
     """Execute the notebook that makes a job's auxiliary labels."""
-    papermill(LABELS, job.labelled, {**job.labels, "out": str(job.labelled), "folder": str(job.labelled), "processes": 1}, env={"OMP_NUM_THREADS": str(threads)})
+    where = {"out": str(job.labelled), "folder": str(job.labelled), "processes": 1}
+    papermill(LABELS, job.labelled, {**job.labels, **where}, env={"OMP_NUM_THREADS": str(threads)})
 
 
 def run_evaluation(job: Job, threads: int) -> None:

@@ -69,7 +69,7 @@ def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] |
     for name, value in (baselines or {}).items():
         ax.axhline(100 * value, linestyle="--", linewidth=0.8, color="0.5")
         ax.annotate(name, (0.005, 100 * value), xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small", color="0.35")
-    ax.set(xlabel="PmIoU of the labels, %", ylabel="mIoU after fine-tuning, %", title=f"rank correlation {correlation:.2f} (p = {p:.2f}), {len(strategies)} strategies")
-    ax.title.set_fontsize("medium")
+    ax.set(xlabel="PmIoU of the labels, %", ylabel="mIoU after fine-tuning, %")
+    ax.set_title(f"rank correlation {correlation:.2f} (p = {p:.2f}), {len(strategies)} strategies", fontsize="medium")
     ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
