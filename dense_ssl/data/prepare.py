@@ -227,7 +227,7 @@ def prepare_tree(
     file = Path(log_dir) / "job.json"
     write_json(file, job.model_dump())
     command = [sys.executable, "-m", "dense_ssl.data.prepare", f"--job={file}", f"--shards={processes}", "--shard"]
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))  # who shares the machine says so
     run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
     return read_json(Path(job.out) / "done.json")
 
