@@ -23,7 +23,7 @@ setup(
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require={
-        extra: settings[f"{extra}_requirements"].split() for extra in ("monocular", "regions", "clustering", "detection", "dev")
+        extra: settings[f"{extra}_requirements"].split() for extra in ("monocular", "regions", "clustering", "detection", "surfaces", "dev")
     },
     entry_points={"nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
 )

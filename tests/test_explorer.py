@@ -1,0 +1,306 @@
+"""The explorers in JupyterLab in a browser: each opens, a click changes the picture, and what goes wrong is said.
+
+Screenshots go to the folder that DENSE_SSL_SCREENSHOTS names, else to a temporary one. Without a browser all but the last tests are skipped.
+"""
+
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from lab import ROOT, Lab, Shown, browser, missing
+
+from dense_ssl.viz.widgets import WIDGET_VIEW, strip_widgets
+
+needs_browser = pytest.mark.skipif(bool(missing()), reason=missing())
+EXPLORE = "10_experiments/14_explore.ipynb"
+
+# Every explorer in a cell of its own, small enough to open at once: name -> (the cell, how many pictures can be clicked).
+# One more explorer: one more line here.
+SETUP = """
+import json, time
+from pathlib import Path
+import torch
+from dense_ssl.core import runs_root
+from dense_ssl.data.catalog import open_data
+from dense_ssl.evaluation.coherence import RawColours
+from dense_ssl.viz.explorer import Explorer
+from dense_ssl.viz.pca_explorer import ClusterExplorer, PCAExplorer
+
+torch.set_num_threads(1)
+pair = [open_data("room", "test", size=(96, 128), count=8)[i] for i in (0, 5)]
+colours = {"colours": RawColours(8), "coarse": RawColours(16)}
+"""
+RUNS = """
+for name, rate in (("slow-0", 0.99), ("fast-1", 0.9)):
+    folder = runs_root() / "pretrain" / name
+    folder.mkdir(parents=True)
+    (folder / "params.json").write_text(json.dumps({"method": "pixdepth", "steps": 50, "lr": 1 - rate, "data": {"name": "room"}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": rate ** i}) + chr(10) for i in range(1, 51)))
+"""
+BOARDS = {
+    "similarity": ("Explorer(pair, colours, size=None, offered={}, width=240)", 4),
+    "pca": ("PCAExplorer(pair, colours, size=None, offered={}, width=240)", 4),
+    "clusters": ("ClusterExplorer(pair, colours, size=None, offered={}, width=240)", 4),
+    "region": ("from dense_ssl.geometry.regions import RegionConfig\nfrom dense_ssl.viz.region_explorer import RegionExplorer\n"
+               "RegionExplorer([open_data('street', 'test', size=(96, 192), count=1)[0]], config=RegionConfig(count=300))", 1),
+    "scene": ("from dense_ssl.viz.scene_explorer import SceneExplorer\nSceneExplorer(size=(96, 192))", 1),
+    "label": ("from dense_ssl.viz.label_explorer import LabelExplorer\nLabelExplorer()", 1),
+    "run": (RUNS + "from dense_ssl.viz.run_explorer import RunExplorer\nRunExplorer()", 1),
+}
+TROUBLE = """
+from torch import nn
+
+class Flat(nn.Module):
+    stride = 8
+    def forward(self, x):
+        return x.mean((2, 3))
+
+class Slow(Explorer):
+    answers = 0
+    def prepare(self):
+        time.sleep(0.4)
+        Slow.answers += 1
+        super().prepare()
+    def reading(self):
+        return f"{super().reading()}, answer {Slow.answers}"
+"""
+
+
+def notebook(*cells: str) -> str:
+    "A notebook of these cells, as JSON."
+    made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
+    made.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
+    return nbformat.writes(made)
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "JupyterLab in a browser, on a copy of the notebooks and on notebooks of explorers."
+    root = tmp_path_factory.mktemp("lab")
+    folder, shots = root / "nbs", Path(os.environ.get("DENSE_SSL_SCREENSHOTS", root / "screenshots")).resolve()
+    (folder / EXPLORE).parent.mkdir(parents=True)
+    shutil.copy(ROOT / "nbs" / EXPLORE, folder / EXPLORE)
+    (folder / "boards.ipynb").write_text(notebook(SETUP, *(cell for cell, _ in BOARDS.values())))
+    (root / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n, then nothing")
+    trouble = f"""Explorer(pair[0], {{"colours": RawColours(8), "flat": Flat(), "gone": {str(root / "gone")!r}}}, size=None, offered={{}}, width=240)"""
+    (folder / "trouble.ipynb").write_text(notebook(SETUP + TROUBLE, trouble, "Slow(pair[0], RawColours(8), size=None, offered={}, width=240)"))
+    with browser(folder, shots, root / "runs") as lab:
+        yield lab
+        print("screenshots:", shots)
+
+
+@pytest.fixture(scope="module")
+def boards(lab):
+    "Every explorer on one page."
+    lab.open("boards.ipynb")
+    return {name: lab.board(i + 1) for i, name in enumerate(BOARDS)}
+
+
+@needs_browser
+def test_newcomer(lab: Lab):
+    "The notebook for newcomers opens and runs; a click is answered in every panel; keys, sliders and the pointer work; a figure is saved."
+    lab.open(EXPLORE)
+    cells = nbformat.read(ROOT / "nbs" / EXPLORE, 4).cells
+    explorer, pca, clusters = (lab.board(next(i for i, c in enumerate(cells) if c["id"] == name)) for name in ("explorer", "pca", "clusters-shown"))
+    assert [board.faces.count() for board in (explorer, pca, clusters)] == [4, 4, 4]
+    before = [explorer.layer(k) for k in range(4)]
+    explorer.changes(lambda: explorer.click(1, 0.2, 0.9))
+    explorer.until(lambda: all(explorer.layer(k) != before[k] for k in range(4)), "not every panel has answered")
+    row, col = explorer.point(1)
+    assert explorer.point(0) == [row, col] and abs(row - 0.9 * 384) <= 3 and abs(col - 0.2 * 512) <= 3
+    explorer.says(f"({row}, {col}) of room:3")
+
+    explorer.faces.nth(0).hover(position={"x": 100, "y": 50})
+    value = explorer.cell.locator(".dense-read").first
+    explorer.until(lambda: value.inner_text().startswith("cosine "), "no value under the pointer")
+    explorer.faces.nth(0).focus()
+    explorer.changes(lambda: lab.page.keyboard.press("ArrowRight"), 1)
+    explorer.changes(lambda: lab.page.keyboard.press("ArrowUp"), 1)
+    explorer.until(lambda: explorer.point(1) == [row - 12, col + 16], "arrow keys move by a cell of 32")
+    assert lab.page.evaluate("document.activeElement.className") == "dense-face"        # the focus stays, so that one can go on
+    explorer.changes(lambda: explorer.handle("row").press("ArrowRight"), 1)
+    explorer.until(lambda: explorer.point(1)[0] == row - 11, "the slider moves by a pixel")
+    explorer.changes(lambda: explorer.field("show").select_option("weight at 0.1"), 2)
+    explorer.changes(lambda: explorer.field("masks").select_option("distance"), 1)
+    explorer.shot("newcomer-similarity")
+    explorer.button("save this figure").click()
+    explorer.says("saved ")
+    saved = json.loads(next((lab.folder.parent / "runs" / "explored").glob("*.json")).read_text())
+    assert saved["point"] == [row - 11, col + 16] and saved["masks"] == "distance" and saved["temperature"] == 0.1
+
+    pca.changes(lambda: pca.handle("first").press("ArrowRight"))
+    assert "components 2 to 4" in pca.cell.locator(".jp-Cell-outputArea").inner_text()
+    clusters.changes(lambda: clusters.click(2, 0.1, 0.1), 2)
+    clusters.field("name").fill("the dark one")
+    clusters.field("name").press("Enter")
+    clusters.until(lambda: "the dark one" in clusters.cell.locator("table").inner_text(), "the table has the new name")
+    pca.shot("newcomer-pca"), clusters.shot("newcomer-clusters")
+    assert not lab.errors
+
+    kept = lab.saved(EXPLORE)                       # as Lab saves it, with live widgets; then as it is committed
+    assert any(WIDGET_VIEW in output.get("data", {}) for cell in kept["cells"] for output in cell.get("outputs", ()))
+    assert strip_widgets(kept) and len(json.dumps(kept)) < 300_000 and "widget" not in json.dumps(kept["metadata"])
+    lab.close_kernels()
+
+
+@needs_browser
+@pytest.mark.parametrize("name", BOARDS)
+def test_click(lab: Lab, boards: dict[str, Shown], name: str):
+    "Each explorer opens without an error, and a click changes its picture."
+    board = boards[name]
+    assert board.faces.count() == BOARDS[name][1] and board.cell.locator("[role=alert]").count() == 0, board.status()
+    board.faces.nth(0).scroll_into_view_if_needed()
+    before = board.layer()
+    for x, y in ((0.3, 0.7), (0.75, 0.4)):
+        board.changes(lambda x=x, y=y: board.click(0, x, y))
+    board.shot(name)
+    assert board.layer() != before and board.cell.locator("[role=alert]").count() == 0, board.status()
+    assert board.faces.nth(0).get_attribute("aria-label") and board.faces.nth(0).locator("img").get_attribute("alt")
+    assert not lab.errors
+
+
+@needs_browser
+def test_region_controls(lab: Lab, boards: dict[str, Shown]):
+    "A weight, the round and what is shown are changed by keys; each time another picture comes, the region's facts with it."
+    board = boards["region"]
+    board.faces.nth(0).scroll_into_view_if_needed()
+    board.click(0, 0.6, 0.8)
+    board.changes(lambda: board.handle("bias b").press("PageUp"))
+    board.says("grouped in ")
+    for name, key in (("threshold Tₑ", "End"), ("round", "Home"), ("strength", "ArrowLeft")):
+        board.changes(lambda name=name, key=key: board.handle(name).press(key))
+    for show in ("boundaries", "superpixels", "depth", "regions"):
+        board.changes(lambda show=show: board.button(show).click())
+    assert "weakest boundary" in board.cell.locator("table[aria-label='the chosen region']").inner_text()
+    board.changes(lambda: board.button("first values").click())
+    board.faces.nth(0).hover(position={"x": 200, "y": 250})
+    board.until(lambda: board.cell.locator(".dense-read").first.inner_text().startswith("depth "), "no depth under the pointer")
+    board.shot("region-controls")
+    assert not lab.errors
+
+
+@needs_browser
+def test_scene_counterparts(lab: Lab, boards: dict[str, Shown]):
+    "As many places are marked as the table says, and another seed brings other scenes."
+    board = boards["scene"]
+    board.faces.nth(0).scroll_into_view_if_needed()
+    table = board.cell.locator("table[aria-label='the chosen pixel']")
+    for x, y in ((0.4, 0.25), (0.1, 0.6)):
+        board.changes(lambda x=x, y=y: board.click(0, x, y))
+        board.until(lambda: f"{board.cell.locator('.dense-counterpart').count() - 1} times in " in table.inner_text(), "marks and table disagree")
+    board.changes(lambda: board.button("cut from").click())
+    picture = board.faces.nth(0).locator("img").get_attribute("src")
+    board.field("seed").fill("7")
+    board.field("seed").press("Enter")
+    board.until(lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture, "another seed, the same scenes")
+    board.shot("scene-cut-from")
+    assert not lab.errors
+
+
+@needs_browser
+def test_label_list(lab: Lab, boards: dict[str, Shown]):
+    "A label chosen in the list is lit, and set off in the table with its best class; all labels and the truth can be laid over."
+    board = boards["label"]
+    board.faces.nth(0).scroll_into_view_if_needed()
+    board.changes(lambda: board.field("label").select_option(index=3))
+    label = board.field("label").evaluate("e => e.selectedOptions[0].textContent").split(":")[0]
+    row = board.cell.locator("tr[aria-current='true']")
+    board.until(lambda: row.locator("th").inner_text().split()[-1] == label, "the table sets off another label")
+    assert row.locator("td").count() == 5 and "PmIoU" in board.cell.locator(".jp-Cell-outputArea").inner_text()
+    for show in ("all labels", "truth", "chosen"):
+        board.changes(lambda show=show: board.button(show).click())
+    board.shot("label-list")
+    assert not lab.errors
+
+
+@needs_browser
+def test_run_alive(lab: Lab, boards: dict[str, Shown]):
+    "Lines that another process writes are shown without a touch; a broken and an unfinished one are said, and it goes on."
+    board, folder = boards["run"], lab.folder.parent / "runs" / "pretrain"
+    board.faces.nth(0).scroll_into_view_if_needed()
+    table = board.cell.locator("[aria-label='the chosen runs'] table")
+    assert "slow-0" in table.inner_text() and "lr" in table.inner_text() and "method" not in table.inner_text()
+    board.changes(lambda: board.click(0, 0.5, 0.5))
+    assert board.cell.locator(".dense-step").count() == 1
+    with open(folder / "fast-1" / "metrics.jsonl", "a") as file:
+        file.write("nonsense\n" + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(51, 80)) + '{"step": 80, "lo')
+    before = board.layer()
+    board.until(lambda: board.layer() != before and "80 of 50" in table.inner_text(), "what was written is not shown")
+    board.says("line 51 is left out")
+    (folder / "late").mkdir()
+    (folder / "late" / "params.json").write_text(json.dumps({"method": "cpcdr", "steps": 5}))
+    board.until(lambda: "late" in table.inner_text() and "running" in table.inner_text() and "method" in table.inner_text(), "a new run is not shown")
+    (folder / "late" / "done.json").write_text("{}")
+    board.until(lambda: "done" in table.inner_text(), "a finished run is not said to be")
+    board.changes(lambda: board.handle("smooth").press("PageUp"))
+    board.shot("run-alive")
+    assert not lab.errors
+
+
+@needs_browser
+def test_reopened(lab: Lab, boards: dict[str, Shown]):
+    "The notebook closed and opened again, while its kernel lives: the explorers are there, and answer."
+    lab.saved("boards.ipynb")
+    where = boards["similarity"].point()
+    lab.open("boards.ipynb", run=False, reset=False)
+    board = lab.board(1)
+    board.until(lambda: board.faces.count() == 4, "the explorer is not shown again", 60)
+    assert board.point() == where
+    board.changes(lambda: board.click(0, 0.5, 0.5))
+    assert board.point() == [48, 64] and not lab.errors
+    lab.close_kernels()
+
+
+@needs_browser
+def test_trouble(lab: Lab):
+    "An encoder without a feature map, a missing checkpoint, a corrupt image, no number; and clicks that come while an answer is computed."
+    lab.open("trouble.ipynb")
+    board = lab.board(1)
+    board.says("flat: encoder gives (1, 3)"), board.says("gone")
+    assert board.cell.locator("[role=alert]").count() == 1
+    board.changes(lambda: board.click(0, 0.2, 0.2))                                     # the encoder that can, answers
+    for text, words in ((f"{lab.folder.parent}/corrupt.png", "corrupt.png: is not a whole image"), ("room:many", "whole number")):
+        board.field("another").fill(text)
+        board.button("add below").click()
+        board.says(words)
+    board.field("masks").select_option("distance")
+    board.field("distances").fill("0.3 half")
+    board.field("distances").press("Enter")
+    board.says("distances is '0.3 half'")
+    board.shot("trouble")
+    board.field("distances").fill("0.3")
+    board.field("distances").press("Enter")
+    board.changes(lambda: board.click(0, 0.8, 0.8))
+    board.field("another").fill("borehole:3")
+    board.button("add below").click()
+    board.until(lambda: board.faces.count() == 6, "the new image is not shown")
+
+    slow = lab.board(2)
+    slow.faces.first.scroll_into_view_if_needed()
+    slow.says("answer 1")
+    for k in range(1, 10):
+        slow.click(0, k / 10, 0.5)
+        time.sleep(0.03)
+    slow.until(lambda: slow.point() == [48, 115], "the last click has no answer")
+    slow.says("(48, 115)")
+    answers = int(slow.status().rsplit(" ", 1)[1])
+    assert 2 <= answers <= 8, answers                                                   # the ones between were passed over
+    assert not lab.errors
+
+
+def committed() -> list[Path]:
+    "All notebooks of the project."
+    return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+@pytest.mark.parametrize("path", committed(), ids=lambda p: p.stem)
+def test_no_widget_state(path: Path):
+    "No stored widget state and no reference to a live widget; a notebook with explorers stays small."
+    content = json.loads(path.read_text())
+    assert not strip_widgets(content), f"{path.relative_to(ROOT)} holds widget state; dense_ssl.viz.widgets.strip_widgets removes it"
+    if "viz.widgets" in path.read_text() or "xplorer" in path.name or path.name.endswith("explore.ipynb"):
+        assert path.stat().st_size < 300_000
