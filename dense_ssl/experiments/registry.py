@@ -362,9 +362,12 @@ METRICS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float | None]]] = 
 
 
 def _portable(parameters: dict[str, Any]) -> dict[str, Any]:
-    "Parameters with the data's folder as seen from the project's."
-    root = parameters.get("data", {}).get("root")
-    return _merge(parameters, {"data": {"root": os.path.relpath(root, repo_root())}}) if root else parameters
+    "Parameters with the data's folders as seen from the project's."
+    data = parameters.get("data", {})
+    if not data.get("root"):
+        return parameters
+    options = {k: os.path.relpath(v, repo_root()) for k, v in data.get("options", {}).items() if isinstance(v, str) and os.path.isabs(v)}
+    return _merge(parameters, {"data": {"root": os.path.relpath(data["root"], repo_root()), "options": options}})
 
 
 def collect(jobs: list[Job]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ __all__ = ['labels_figure', 'Strategy', 'rank_correlation', 'quality_figure']
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #imports
 from collections.abc import Sequence
+from textwrap import fill
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float
         raise ValueError(f"rows have the maps {[list(maps) for _, maps in rows]}; needed: at least one row, the same titles in all")
     titles = list(rows[0][1])
     tall = [image.shape[1] / image.shape[2] for image, _ in rows]
-    figure = Figure((width * (1 + len(titles)), (width - 0.05) * sum(tall) + 0.45), layout="compressed")
+    figure = Figure((width * (1 + len(titles)), (width - 0.05) * sum(tall) + 0.2 + 0.15 * max(len(fill(t, 22).splitlines()) for t in titles)), layout="compressed")
     axes = figure.subplots(len(rows), 1 + len(titles), squeeze=False, gridspec_kw={"height_ratios": tall})
     for line, (image, maps) in zip(axes, rows, strict=True):
         draw_image(line[0], image)
@@ -35,7 +36,7 @@ def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float
             ax.imshow(colour_map(ids).numpy(), interpolation="nearest")
             ax.set_xticks([]), ax.set_yticks([])
     for ax, title in zip(axes[0], ("image", *titles), strict=True):
-        ax.set_title(title, fontsize="small")
+        ax.set_title(fill(title, 22), fontsize="small")
     return figure
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #strategy
