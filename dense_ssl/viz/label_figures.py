@@ -28,7 +28,8 @@ def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float
         raise ValueError(f"rows have the maps {[list(maps) for _, maps in rows]}; needed: at least one row, the same titles in all")
     titles = list(rows[0][1])
     tall = [image.shape[1] / image.shape[2] for image, _ in rows]
-    figure = Figure((width * (1 + len(titles)), (width - 0.05) * sum(tall) + 0.2 + 0.15 * max(len(fill(t, 22).splitlines()) for t in titles)), layout="compressed")
+    lines = max(len(fill(title, 22).splitlines()) for title in titles)
+    figure = Figure((width * (1 + len(titles)), (width - 0.05) * sum(tall) + 0.2 + 0.15 * lines), layout="compressed")
     axes = figure.subplots(len(rows), 1 + len(titles), squeeze=False, gridspec_kw={"height_ratios": tall})
     for line, (image, maps) in zip(axes, rows, strict=True):
         draw_image(line[0], image)
