@@ -171,7 +171,8 @@ class PointUNet(nn.Module):
     def __init__(self, inputs: int = 3, out: int = 64, widths: tuple[int, ...] = (32, 64, 128, 256), backend: Literal["torch", "spconv"] = "torch"):
         super().__init__()
         if not widths or min(inputs, out, *widths) < 1 or backend not in ("torch", "spconv"):
-            raise ValueError(f'inputs, out and widths must be positive and backend "torch" or "spconv", not {inputs}, {out}, {widths} and {backend!r}')
+            raise ValueError(f'inputs, out and widths must be positive and backend "torch" or "spconv", not {inputs}, {out}, {widths} and '
+                             f"{backend!r}")
         self.inputs, self.make = inputs, VoxelGrid if backend == "torch" else SpconvGrid
         if backend == "spconv":
             _spconv()
@@ -204,7 +205,8 @@ def _spconv() -> Any:
     try:
         import spconv.pytorch
     except ImportError as error:
-        raise ValueError(f'backend "spconv" needs the package spconv (such as spconv-cu120), which cannot be imported ({error}); use backend "torch"') from None
+        raise ValueError(f'backend "spconv" needs the package spconv (such as spconv-cu120), which cannot be imported ({error}); use '
+                         'backend "torch"') from None
     return spconv.pytorch
 
 

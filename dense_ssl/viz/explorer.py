@@ -33,7 +33,7 @@ from ..models.encoders import load_encoder
 from ..positives.masks import depth_mask, distance_mask, distance_scale
 from .figures import crop_views
 from .heatmaps import cell_at, encode
-from .widgets import Board, ClickImage, Latest, map_uri, svg_outline
+from .widgets import Board, ClickImage, Latest, map_uri, said, svg_outline
 
 # %% ../../nbs/09_viz/11_explorer.ipynb #load-sample
 def load_sample(source: Sample | Tensor | str | Path | tuple[Any, int], size: tuple[int, int] = (384, 512)) -> Sample:
@@ -114,7 +114,7 @@ class Gallery:
                 try:
                     result = F.normalize(encode(self.encoder(label), sample.image, self.size), dim=0).movedim(0, -1).contiguous()
                 except Exception as error:
-                    result = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+                    result = said(error)
             self.found[key] = sample, result
         result = self.found[key][1]
         if isinstance(result, str):
@@ -212,19 +212,15 @@ def training_masks(sample: Sample, point: tuple[int, int], rule: str = "product"
         masks = near if rule == "depth" else [a & b for a, b in zip(masks, near, strict=True)]
     return masks
 
-# %% ../../nbs/09_viz/11_explorer.ipynb #panels
-class Panels(Board):
-    """Base of explorers with a picture for each image (row) and encoder (column), and one chosen pixel: `image` and `point` = (row, col).
-
-    A subclass gives `picture`, and `rows` of controls. `labels`: the encoders shown; `active`: the one whose picture was clicked last.
-    width: of a picture on the page, in pixels.
-    """
+# %% ../../nbs/09_viz/11_explorer.ipynb #choosing
+class _Choosing(Board):
+    "What a user of `Panels` chooses: an image, a pixel of it, and which encoders are shown."
 
     def __init__(self, gallery: Gallery, width: int = 280, folder: str | Path | None = None) -> None:
         super().__init__(folder)
         self.gallery, self.width, self.labels, self.following = gallery, width, tuple(gallery.encoders), False
         self.image, self.point = 0, tuple(side // 2 for side in gallery.samples[0].image.shape[1:])
-        self.active = self.labels[0]
+        self.active, self.answer = self.labels[0], Latest(self._answer)
         self.panels: dict[tuple[int, str], tuple[ClickImage, widgets.HTML, Sample]] = {}
         self.grid, self.which = widgets.GridBox(), widgets.Dropdown(description="image")
         self.selection = widgets.SelectMultiple(description="encoders", layout={"width": "330px"}, tooltip="several with Ctrl or Shift")
@@ -233,20 +229,7 @@ class Panels(Board):
         self.row, self.column = (widgets.IntSlider(0, 0, 1, description=name, layout={"width": "290px"}) for name in ("row", "column"))
         for control in (self.which, self.row, self.column):
             control.observe(self.status.guard(self._slid), "value")
-        self.answer = Latest(self._answer)
         gallery.doing = self.status.doing
-
-    def rows(self) -> Sequence[widgets.Widget]:
-        """Rows of controls above the pictures."""
-        return ()
-
-    def below(self) -> Sequence[widgets.Widget]:
-        """What stands below the pictures."""
-        return ()
-
-    def picture(self, image: int, label: str) -> tuple[dict[str, Any], str]:
-        """What `ClickImage.show` puts over an image, and words for the caption."""
-        raise NotImplementedError
 
     def offer(self, further: dict[str, str | Path]) -> None:
         """Have more encoders to choose from, which are not shown at first."""
@@ -260,56 +243,78 @@ class Panels(Board):
         """The list to choose encoders from, where there are several."""
         return [self.selection] if len(self.gallery.encoders) > 1 else []
 
-    def reading(self) -> str:
-        """What the status line says after an answer."""
-        return f"pixel {self.point} of {self.gallery.samples[self.image].name}"
-
     def choose(self, image: int, row: int, col: int) -> None:
         """Choose a pixel of an image, and answer."""
         self.image, self.point = image, (int(row), int(col))
         self.answer()
 
     def _selected(self, change: dict[str, Any]) -> None:
-        if self.following:
+        if self.following or tuple(change["new"]) == self.labels:
             return
         if not change["new"]:
             raise ValueError("no encoder is selected; choose at least one")
-        if tuple(change["new"]) != self.labels:
-            self.labels = tuple(change["new"])
-            self.active = self.active if self.active in self.labels else self.labels[0]
-            lay_out(self)
+        self.labels = tuple(change["new"])
+        self.active = self.active if self.active in self.labels else self.labels[0]
+        lay_out(self)
 
     def _slid(self, change: dict[str, Any]) -> None:
         if not self.following:
             sides = self.gallery.samples[self.which.value].image.shape[1:]
             self.choose(self.which.value, *(min(s.value, side - 1) for s, side in zip((self.row, self.column), sides, strict=True)))
 
-    def _answer(self) -> None:
-        "Redraw every panel, each with its own error."
-        _follow(self)
-        self.prepare()
-        problems = [p for i in range(len(self.gallery.samples)) for label in self.labels if (p := self._draw(i, label))]
-        if problems:
-            self.status.fail(ValueError("; ".join(dict.fromkeys(problems))))
-        else:
-            self.status.say(self.reading())
+# %% ../../nbs/09_viz/11_explorer.ipynb #panels
+class Panels(_Choosing):
+    """Base of explorers with a picture for each image (row) and encoder (column), and one chosen pixel: `image` and `point` = (row, col).
+
+    A subclass gives `picture`, and `rows` of controls. `labels`: the encoders shown; `active`: the one whose picture was clicked last.
+    width: of a picture on the page, in pixels.
+    """
+
+    def rows(self) -> Sequence[widgets.Widget]:
+        """Rows of controls above the pictures."""
+        return ()
+
+    def below(self) -> Sequence[widgets.Widget]:
+        """What stands below the pictures."""
+        return ()
 
     def prepare(self) -> None:
         """What all pictures of one answer need."""
 
-    def _draw(self, i: int, label: str) -> str:
-        "Draw a panel; what went wrong, or nothing."
-        panel, caption, _ = self.panels[id(self.gallery.samples[i]), label]
+    def picture(self, image: int, label: str) -> tuple[dict[str, Any], str]:
+        """What `ClickImage.show` puts over an image, and words for the caption."""
+        raise NotImplementedError
+
+    def reading(self) -> str:
+        """What the status line says after an answer."""
+        return f"pixel {self.point} of {self.gallery.samples[self.image].name}"
+
+    def _answer(self) -> None:
+        "Redraw every panel, each with its own error."
+        _follow(self)
+        self.prepare()
+        problems = [error for i in range(len(self.gallery.samples)) for label in self.labels if (error := self._draw(i, label))]
+        if problems:
+            both = ValueError("; ".join(dict.fromkeys(map(said, problems))))
+            both.__cause__ = problems[0]
+            self.status.fail(both)
+        else:
+            self.status.say(self.reading())
+
+    def _draw(self, i: int, label: str) -> Exception | None:
+        "Draw a panel; what went wrong."
+        panel, caption, sample = self.panels[id(self.gallery.samples[i]), label]
+        problem, shown = None, {}
         if i == self.image:
             panel.pick.point = self.point
         try:
             shown, words = self.picture(i, label)
         except Exception as error:
-            shown, words = {}, f"<span style='color:#b00020'>⚠ {escape(str(error) or type(error).__name__)}</span>"
+            problem, words = error, f"<span style='color:#b00020'>⚠ {escape(said(error))}</span>"
         panel.show(**{"mark": i == self.image, **shown})
-        name = escape(self.gallery.samples[i].name)
-        caption.value = f"<div style='line-height:1.25'><b>{escape(label)}</b> on {name}<br><span style='font-size:11px'>{words}</span></div>"
-        return "" if shown else f"{words[words.index('⚠') + 2:-7]}"
+        caption.value = (f"<div style='line-height:1.25'><b>{escape(label)}</b> on {escape(sample.name)}<br>"
+                         f"<span style='font-size:11px'>{words}</span></div>")
+        return problem
 
 # %% ../../nbs/09_viz/11_explorer.ipynb #panels-layout
 def _follow(board: Panels) -> None:
@@ -508,7 +513,7 @@ def _outlines(explorer: Explorer) -> str:
         drawn.append(f"<rect x='{x:g}' y='{y:g}' width='{side:g}' height='{side:g}' fill='#ff5fd2' stroke='black'/>")
     return "".join(drawn)
 
-
+# %% ../../nbs/09_viz/11_explorer.ipynb #panels-figure
 def panels_figure(board: Panels, draw: Callable[[Axes, int, str], None], width: float = 2.4) -> Figure:
     """A board as a static figure: a row for each image, a column for the image and for each encoder; `draw` fills an axis in pixels of the image.
 
@@ -533,7 +538,7 @@ def panels_figure(board: Panels, draw: Callable[[Axes, int, str], None], width: 
             ax.set(xticks=[], yticks=[], title=(label or "image") if i == 0 else "", xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
     return figure
 
-
+# %% ../../nbs/09_viz/11_explorer.ipynb #draw-answer
 def whole(sample: Sample) -> tuple[float, float, float, float]:
     """The extent that lays a map of any size over an image, for `imshow` and `contour`."""
     return -0.5, sample.image.shape[2] - 0.5, sample.image.shape[1] - 0.5, -0.5

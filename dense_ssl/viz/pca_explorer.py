@@ -7,7 +7,6 @@ __all__ = ['reduced', 'Overview', 'PCAExplorer', 'cluster_table', 'ClusterExplor
 
 # %% ../../nbs/09_viz/17_pca_explorer.ipynb #imports
 from collections.abc import Sequence
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from .widgets import data_uri, map_uri, svg_outline
 
 # %% ../../nbs/09_viz/17_pca_explorer.ipynb #reduced
 def reduced(features: Sequence[Tensor], most: int = 128) -> tuple[list[Tensor], Tensor]:
-    """Feature maps (h, w, C) of several images in their common first principal components, [(d, h, w)] with d <= most, and the variance of each (C or less,).
+    """Feature maps (h, w, C) of several images in their common first principal components, [(d, h, w)] with d <= most; and the variance of each.
 
     Without loss where there are no more than `most` channels or vectors. Raises: `ValueError` without maps, or when channels differ.
     """
@@ -94,6 +93,16 @@ class Overview:
         return self.grouped[label][1]
 
 # %% ../../nbs/09_viz/17_pca_explorer.ipynb #pca-explorer
+def _pca_controls() -> dict[str, widgets.Widget]:
+    slow = {"continuous_update": False, "layout": {"width": "300px"}}
+    return {"count": widgets.Dropdown(options=[("three as colours", 3), ("one", 1)], description="show", layout={"width": "240px"}),
+            "first": widgets.IntSlider(1, 1, 12, description="first", **slow),
+            "percentile": widgets.FloatSlider(1, min=0, max=20, step=0.5, description="cut off %", **slow),
+            "foreground": widgets.FloatSlider(0, min=-0.95, max=0.95, step=0.05, description="foreground", **slow),
+            "strength": widgets.FloatSlider(1, min=0, max=1, step=0.05, description="strength", layout={"width": "300px"}),
+            "smooth": widgets.Checkbox(False, description="smooth", layout={"width": "180px"})}
+
+
 class PCAExplorer(Panels):
     """Principal components of several images in one basis for each encoder (CPCDR Fig. 2, 8). Parameters and errors: see `viz.explorer.Explorer`."""
 
@@ -103,14 +112,7 @@ class PCAExplorer(Panels):
                  offered: dict[str, str | Path] | None = None, width: int = 280, folder: str | Path | None = None) -> None:
         super().__init__(Gallery(images, encoders, size, output_stride), width, folder)
         self.offer(finished_encoders() if offered is None else offered)
-        self.overview, self.sources, slow = Overview(self.gallery), Sources(self), {"continuous_update": False, "layout": {"width": "300px"}}
-        self.controls = {
-            "count": widgets.Dropdown(options=[("three as colours", 3), ("one", 1)], description="components", layout={"width": "240px"}),
-            "first": widgets.IntSlider(1, 1, 12, description="first", **slow),
-            "percentile": widgets.FloatSlider(1, min=0, max=20, step=0.5, description="cut off %", **slow),
-            "foreground": widgets.FloatSlider(0, min=-0.95, max=0.95, step=0.05, description="foreground", **slow),
-            "strength": widgets.FloatSlider(1, min=0, max=1, step=0.05, description="strength", layout={"width": "300px"}),
-            "smooth": widgets.Checkbox(False, description="smooth", layout={"width": "180px"})}
+        self.overview, self.sources, self.controls = Overview(self.gallery), Sources(self), _pca_controls()
         for control in self.controls.values():
             control.observe(self.status.guard(lambda _: self.answer()), "value")
         lay_out(self)
@@ -143,15 +145,17 @@ class PCAExplorer(Panels):
         """The values at the chosen pixel, for each encoder."""
         cells = [self.maps(label)[self.image] for label in self.labels]
         at = [m[cell_at(self.point, self.gallery.samples[self.image].image.shape[1:], m.shape[:2])].tolist() for m in cells]
-        return f"{super().reading()}: " + "; ".join(f"{label} {' '.join(f'{v:.2f}' for v in values)}" for label, values in zip(self.labels, at, strict=True))
+        words = (f"{label} {' '.join(f'{v:.2f}' for v in values)}" for label, values in zip(self.labels, at, strict=True))
+        return f"{super().reading()}: {'; '.join(words)}"
 
     def figure(self) -> Figure:
         return panels_figure(self, self._paint)
 
     def _paint(self, ax: Axes, image: int, label: str) -> None:
         values = self.maps(label)[image]
-        ax.imshow(values.numpy() if values.shape[2] == 3 else values[..., 0].numpy(), cmap="viridis", vmin=0, vmax=1, extent=whole(self.gallery.samples[image]),
-                  interpolation="bilinear" if self.controls["smooth"].value else "nearest", alpha=self.controls["strength"].value)
+        ax.imshow(values.squeeze(2).numpy() if values.shape[2] == 1 else values.numpy(), cmap="viridis", vmin=0, vmax=1,
+                  extent=whole(self.gallery.samples[image]), interpolation="bilinear" if self.controls["smooth"].value else "nearest",
+                  alpha=self.controls["strength"].value)
         ax.set_xlabel(self.picture(image, label)[1] if image == len(self.gallery.samples) - 1 else "", fontsize="small")
 
     def facts(self) -> dict[str, Any]:
@@ -160,7 +164,7 @@ class PCAExplorer(Panels):
 
 # %% ../../nbs/09_viz/17_pca_explorer.ipynb #cluster-table
 def cluster_table(ids: Sequence[Tensor], count: int, samples: Sequence[Sample], classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """For each cluster: cells, share of all, cells per image, and its most frequent class with its share of the labelled cells ("" and nan without any).
+    """For each cluster: cells, share of all, cells per image, and its most frequent class with its share of labelled cells ("" and nan without any).
 
     ids: int (h, w) per image. A cell has the class that fills most of it, at least half. classes: their names; None: their numbers.
     """
@@ -172,42 +176,13 @@ def cluster_table(ids: Sequence[Tensor], count: int, samples: Sequence[Sample], 
         here = label[(cluster == k) & (label >= 0)].long()
         most = int(here.bincount().argmax()) if len(here) else -1
         name = "" if most < 0 else classes[most] if classes and most < len(classes) else f"class {most}"
-        rows.append({"cells": int(per_image[:, k].sum()), "share": float(per_image[:, k].sum() / per_image.sum()), "per_image": per_image[:, k].tolist(),
-                     "class": name, "purity": float((here == most).float().mean()) if most >= 0 else float("nan")})
+        cells, purity = int(per_image[:, k].sum()), float((here == most).float().mean()) if most >= 0 else float("nan")
+        rows.append({"cells": cells, "share": cells / int(per_image.sum()), "per_image": per_image[:, k].tolist(), "class": name, "purity": purity})
     return rows
 
-# %% ../../nbs/09_viz/17_pca_explorer.ipynb #cluster-explorer
-class ClusterExplorer(Panels):
-    """K-means clusters of several images for each encoder, with names and counts; a click chooses a cluster.
-
-    classes: names of the labels' classes. `called` says a cluster's name. Other parameters and errors: see `viz.explorer.Explorer`.
-    """
-
-    title = "clusters"
-
-    def __init__(self, images: Any, encoders: nn.Module | dict[str, nn.Module | str | Path], size: int | None = 896, output_stride: int | None = None,
-                 offered: dict[str, str | Path] | None = None, width: int = 280, folder: str | Path | None = None, classes: Sequence[str] | None = None,
-                 count: int = 6) -> None:
-        super().__init__(Gallery(images, encoders, size, output_stride), width, folder)
-        self.offer(finished_encoders() if offered is None else offered)
-        self.overview, self.sources, self.classes, self.names = Overview(self.gallery), Sources(self), classes, {}
-        self.controls = {
-            "count": widgets.IntSlider(count, 2, 30, description="clusters", continuous_update=False, layout={"width": "300px"}),
-            "seed": widgets.BoundedIntText(0, 0, 9999, description="seed", layout={"width": "160px"}),
-            "strength": widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", layout={"width": "300px"}),
-            "smooth": widgets.Checkbox(False, description="smooth", layout={"width": "180px"})}
-        self.name, self.table = widgets.Text(description="name", continuous_update=False, layout={"width": "330px"}), widgets.HTML()
-        for control in self.controls.values():
-            control.observe(self.status.guard(lambda _: self.answer()), "value")
-        self.name.observe(self.status.guard(self._named), "value")
-        lay_out(self)
-
-    def rows(self) -> Sequence[widgets.Widget]:
-        return [wrapped(*self.columns(), *self.controls.values()), self.sources.widget]
-
-    def below(self) -> Sequence[widgets.Widget]:
-        """The name of the chosen cluster, and the table."""
-        return [self.name, self.table]
+# %% ../../nbs/09_viz/17_pca_explorer.ipynb #named-clusters
+class _Clusters(Panels):
+    "The clusters of a `ClusterExplorer` and their names."
 
     def ids(self, label: str) -> list[Tensor]:
         """The clusters of an encoder as the controls have it."""
@@ -225,6 +200,68 @@ class ClusterExplorer(Panels):
     def _key(self, label: str, cluster: int) -> tuple:
         "Of another number, seed or set of images the clusters are others, and have other names."
         return label, cluster, self.controls["count"].value, self.controls["seed"].value, tuple(map(id, self.gallery.samples))
+
+    def reading(self) -> str:
+        return f"{super().reading()}: " + "; ".join(f"{label} {self.called(label, self.chosen(label))}" for label in self.labels)
+
+    def rows_of_table(self) -> list[dict[str, Any]]:
+        """See `cluster_table`, of the encoder whose picture was clicked last."""
+        return cluster_table(self.ids(self.active), self.controls["count"].value, self.gallery.samples, self.classes)
+
+
+def _most(row: dict[str, Any]) -> str:
+    return f", {row['purity']:.0%} {row['class']}" if row["class"] else ""
+
+# %% ../../nbs/09_viz/17_pca_explorer.ipynb #cluster-html
+def _as_html(explorer: _Clusters) -> str:
+    "The table of the encoder whose picture was clicked last."
+    label, chosen = explorer.active, explorer.chosen(explorer.active)
+    cell = "<td style='padding:0 8px'>{}</td>".format
+    names = ("", "name", "cells", "share", *(s.name for s in explorer.gallery.samples), "most")
+    head = "".join(f"<th scope='col' style='padding:0 8px'>{escape(name)}</th>" for name in names)
+    lines = []
+    for k, row in enumerate(explorer.rows_of_table()):
+        words = (explorer.called(label, k), row["cells"], f"{row['share']:.0%}", *row["per_image"], _most(row)[2:])
+        swatch = f"<td style='width:14px;background:{to_hex(region_colours(np.array(k)))}'></td>"
+        weight = "bold" if k == chosen else "normal"
+        lines.append(f"<tr style='font-weight:{weight}'>{swatch}{''.join(cell(escape(str(word))) for word in words)}</tr>")
+    return f"<table style='line-height:1.3'><caption>clusters of {escape(label)}</caption><tr>{head}</tr>{''.join(lines)}</table>"
+
+# %% ../../nbs/09_viz/17_pca_explorer.ipynb #cluster-explorer
+def _cluster_controls(count: int) -> dict[str, widgets.Widget]:
+    return {"count": widgets.IntSlider(count, 2, 30, description="clusters", continuous_update=False, layout={"width": "300px"}),
+            "seed": widgets.BoundedIntText(0, 0, 9999, description="seed", layout={"width": "160px"}),
+            "strength": widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", layout={"width": "300px"}),
+            "smooth": widgets.Checkbox(False, description="smooth", layout={"width": "180px"})}
+
+
+class ClusterExplorer(_Clusters):
+    """K-means clusters of several images for each encoder, with names and counts; a click chooses a cluster.
+
+    classes: names of the labels' classes. `called` says a cluster's name. Other parameters and errors: see `viz.explorer.Explorer`.
+    """
+
+    title = "clusters"
+
+    def __init__(self, images: Any, encoders: nn.Module | dict[str, nn.Module | str | Path], size: int | None = 896, output_stride: int | None = None,
+                 offered: dict[str, str | Path] | None = None, width: int = 280, folder: str | Path | None = None,
+                 classes: Sequence[str] | None = None, count: int = 6) -> None:
+        super().__init__(Gallery(images, encoders, size, output_stride), width, folder)
+        self.offer(finished_encoders() if offered is None else offered)
+        self.overview, self.sources, self.classes, self.names = Overview(self.gallery), Sources(self), classes, {}
+        self.controls = _cluster_controls(count)
+        self.name, self.table = widgets.Text(description="name", continuous_update=False, layout={"width": "330px"}), widgets.HTML()
+        for control in self.controls.values():
+            control.observe(self.status.guard(lambda _: self.answer()), "value")
+        self.name.observe(self.status.guard(self._named), "value")
+        lay_out(self)
+
+    def rows(self) -> Sequence[widgets.Widget]:
+        return [wrapped(*self.columns(), *self.controls.values()), self.sources.widget]
+
+    def below(self) -> Sequence[widgets.Widget]:
+        """The name of the chosen cluster, and the table."""
+        return [self.name, self.table]
 
     def prepare(self) -> None:
         """The field has the name of the chosen cluster; what is wrong with an encoder its panels say."""
@@ -255,9 +292,6 @@ class ClusterExplorer(Panels):
                 self.names.pop(key, None)
             self.answer()
 
-    def reading(self) -> str:
-        return f"{super().reading()}: " + "; ".join(f"{label} {self.called(label, self.chosen(label))}" for label in self.labels)
-
     def figure(self) -> Figure:
         figure = panels_figure(self, self._paint)
         rows = self.rows_of_table()
@@ -273,25 +307,3 @@ class ClusterExplorer(Panels):
         return {"images": [s.name for s in self.gallery.samples], "encoders": list(self.labels), "size": self.gallery.size, "point": self.point,
                 **{name: control.value for name, control in self.controls.items()}, "table of": self.active,
                 "table": [{"name": self.called(self.active, k), **row} for k, row in enumerate(self.rows_of_table())]}
-
-    def rows_of_table(self) -> list[dict[str, Any]]:
-        """See `cluster_table`, of the encoder whose picture was clicked last."""
-        return cluster_table(self.ids(self.active), self.controls["count"].value, self.gallery.samples, self.classes)
-
-
-def _most(row: dict[str, Any]) -> str:
-    return f", {row['purity']:.0%} {row['class']}" if row["class"] else ""
-
-
-def _as_html(explorer: ClusterExplorer) -> str:
-    "The table of the encoder whose picture was clicked last."
-    label, chosen = explorer.active, explorer.chosen(explorer.active)
-    cell = "<td style='padding:0 8px'>{}</td>".format
-    names = ("", "name", "cells", "share", *(s.name for s in explorer.gallery.samples), "most")
-    head = "".join(f"<th scope='col' style='padding:0 8px'>{escape(name)}</th>" for name in names)
-    lines = []
-    for k, row in enumerate(explorer.rows_of_table()):
-        words = (explorer.called(label, k), row["cells"], f"{row['share']:.0%}", *row["per_image"], _most(row)[2:])
-        swatch = f"<td style='width:14px;background:{to_hex(region_colours(np.array(k)))}'></td>"
-        lines.append(f"<tr style='font-weight:{'bold' if k == chosen else 'normal'}'>{swatch}{''.join(cell(escape(str(word))) for word in words)}</tr>")
-    return f"<table style='line-height:1.3'><caption>clusters of {escape(label)}</caption><tr>{head}</tr>{''.join(lines)}</table>"

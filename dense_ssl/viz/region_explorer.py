@@ -217,9 +217,10 @@ def _facts_html(facts: RegionFacts, sample: Sample) -> str:
     unit = " m" if sample.depth_kind == "depth" else ""
     depth = "unknown" if np.isnan(facts.depth) else f"{facts.depth:.2f}{unit}, known at {facts.known:.0%} of its pixels"
     weakest = "it has no neighbour" if facts.towards < 0 else f"W = {facts.weakest:.3f}, to region {facts.towards}"
+    top, left_most, bottom, right = facts.box
     rows = {"region": f"{facts.id}, {'finished' if facts.finished else 'not finished'}",
             "size": f"{facts.pixels} pixels ({facts.share:.2%}), {facts.superpixels} superpixels",
-            f"mean {what}": depth, "weakest boundary": weakest, "rows, columns": "{0}–{2}, {1}–{3}".format(*facts.box)}
+            f"mean {what}": depth, "weakest boundary": weakest, "rows, columns": f"{top}–{bottom - 1}, {left_most}–{right - 1}"}
     left = "style='text-align:left;padding-right:1em'"
     cells = "".join(f"<tr><th scope='row' {left}>{escape(k)}</th><td {left}>{escape(v)}</td></tr>" for k, v in rows.items())
     return f"<table aria-label='the chosen region'><caption {left}><b>{escape(sample.name)}</b></caption>{cells}</table>"

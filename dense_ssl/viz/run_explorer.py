@@ -270,7 +270,7 @@ def _runs_table(state: RunsState, names: Sequence[str], metric: str, step: int |
     rows += [("why", [r.why[:200] for r in runs])] if any(r.why for r in runs) else []
     rows += [(f"last {metric}", [_value(state, n, metric, None) for n in names])]
     rows += [(f"{metric} near step {step}", [_value(state, n, metric, step) for n in names])] if step is not None else []
-    rows += [(key, ["–" if v is None else str(v) for v in values]) for key, values in differing.items()]
+    rows += [(key, ["–" if v is None else f"{v:.6g}" if isinstance(v, float) else str(v) for v in values]) for key, values in differing.items()]
     mark = "<span aria-hidden='true' style='color:{}'>▬</span>"
     heads = "".join(f"<th scope='col' style='text-align:left'>{mark.format(run_colour(state, n))} {escape(n)}</th>" for n in names)
     same = "" if len(runs) < 2 or differing else "<p>These runs have the same parameters.</p>"
@@ -338,9 +338,9 @@ class _RunBoard(Board):
 def _run_controls(seconds: float, width: int) -> dict[str, widgets.Widget]:
     "The controls by the name of what they choose."
     return {"stage": widgets.Dropdown(description="stage", layout={"width": "220px"}),
-            "runs": widgets.SelectMultiple(description="runs", rows=9, layout={"width": "420px"}, tooltip="several with Ctrl or Shift"),
+            "runs": widgets.SelectMultiple(description="runs", rows=9, layout={"width": "340px"}, tooltip="several with Ctrl or Shift"),
             "metric": widgets.Dropdown(options=["loss"], description="metric", layout={"width": "220px"}),
-            "smooth": widgets.FloatSlider(0.0, min=0, max=0.98, step=0.02, description="smooth", continuous_update=False, layout={"width": "320px"}),
+            "smooth": widgets.FloatSlider(0.0, min=0, max=0.98, step=0.02, description="smooth", continuous_update=False, layout={"width": "300px"}),
             "log": widgets.Checkbox(False, description="logarithmic", indent=False, layout={"width": "120px"}),
             "step": widgets.IntSlider(0, 0, 1, description="step", continuous_update=False, layout={"width": f"{width}px"}),
             "alive": widgets.Checkbox(True, description=f"look again every {seconds:g} s", indent=False, layout={"width": "190px"})}
@@ -429,7 +429,7 @@ class RunExplorer(_SteppingBoard):
 
     title = "run explorer"
 
-    def __init__(self, runs: str | Path | None = None, stage: str | None = None, seconds: float = 2.0, alive: float = 60.0, width: int = 760,
+    def __init__(self, runs: str | Path | None = None, stage: str | None = None, seconds: float = 2.0, alive: float = 60.0, width: int = 660,
                  folder: str | Path | None = None):
         super().__init__(folder)
         self.root, self.seconds, self.life, self.drawn, self.hushed = Path(runs or runs_root()), seconds or 1.0, alive, (), set()
