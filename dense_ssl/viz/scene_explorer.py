@@ -161,15 +161,16 @@ def tile_titles(state: SceneState) -> list[str]:
 
 def scene_drawing(state: SceneState, found: Counterparts | None) -> str:
     """SVG over the tiles: their titles, and of the chosen pixel the region's outline and all its places."""
-    size, parts = tuple(state.tiles.picture.shape[1:]), []
+    size, unit, parts = tuple(state.tiles.picture.shape[1:]), state.tiles.cell[0] / 192, []
     for k, title in enumerate(tile_titles(state)):
         top, left = state.tiles.corner(k)
-        parts.append(f"<text x='{left + 6}' y='{top + 22}' font-size='20' {_TITLE}>{title}</text>")
+        parts.append(f"<text x='{left + 6 * unit}' y='{top + 22 * unit}' font-size='{20 * unit}' {_TITLE}>{title}</text>")
     if found is not None:
         if found.region >= 0:
             parts.append(svg_outline(state.regions.numpy() == found.region, size, title=f"region {found.region}"))
         for k, (row, col) in enumerate(state.place(found)):
-            parts.append(f"<circle class='dense-counterpart' cx='{col + 0.5:.2f}' cy='{row + 0.5:.2f}' r='8' fill='{_colour(found, k)}' {_RIM}/>")
+            place = f"cx='{col + 0.5:.2f}' cy='{row + 0.5:.2f}' r='{8 * unit}'"
+            parts.append(f"<circle class='dense-counterpart' {place} fill='{_colour(found, k)}' {_RIM}/>")
     return "".join(parts)
 
 
@@ -178,7 +179,8 @@ def _colour(found: Counterparts, k: int) -> str:
     return "#ffd400" if k == 0 else "#ff3b6b" if found.pasted[k - 1] else "#35d0ff"
 
 
-_RIM, _TITLE = "stroke='black' stroke-width='2.5'", "fill='white' stroke='black' stroke-width='4' paint-order='stroke'"
+_RIM = "stroke='black' stroke-width='1.3' vector-effect='non-scaling-stroke'"
+_TITLE = "fill='white' stroke='black' stroke-width='2.5' paint-order='stroke' vector-effect='non-scaling-stroke'"
 
 # %% ../../nbs/09_viz/13_scene_explorer.ipynb #scene-figure
 def scene_figure(state: SceneState, found: Counterparts | None, show: str = "scenes", strength: float = 0.6, width: float = 9.0) -> Figure:
