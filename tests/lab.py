@@ -137,7 +137,7 @@ class Lab:
 
 
 class Shown:
-    """An explorer on the page: its clickable pictures, the layers over them, its status line and controls. `cell`: Playwright's locator of its cell."""
+    """An explorer on the page: its clickable pictures, the layers over them, its status line and controls. `cell`: its cell, a Playwright locator."""
 
     def __init__(self, lab: Lab, cell) -> None:
         self.lab, self.page, self.cell = lab, lab.page, cell

@@ -84,7 +84,8 @@ def lab(tmp_path_factory):
     (folder / EXPLORE).parent.mkdir(parents=True)
     shutil.copy(ROOT / "nbs" / EXPLORE, folder / EXPLORE)
     (root / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n, then nothing")
-    trouble = f"""Explorer(pair[0], {{"colours": RawColours(8), "flat": Flat(), "gone": {str(root / "gone")!r}}}, size=None, offered={{}}, width=240)"""
+    encoders = f"""{{"colours": RawColours(8), "flat": Flat(), "gone": {str(root / "gone")!r}}}"""
+    trouble = f"Explorer(pair[0], {encoders}, size=None, offered={{}}, width=240)"
     slow = "Slow(pair[0], RawColours(8), size=None, offered={}, width=240)"
     (folder / "boards.ipynb").write_text(notebook(SETUP + TROUBLE, *(cell for cell, _ in BOARDS.values()), trouble, slow))
     with browser(folder, shots, root / "runs") as lab:
@@ -268,7 +269,8 @@ def test_trouble(lab: Lab, boards: dict[str, Shown]):
     slow.faces.first.evaluate("""async face => {
         for (let k = 1; k < 10; k++) {
             const box = face.getBoundingClientRect();
-            face.dispatchEvent(new MouseEvent('click', {bubbles: true, clientX: box.left + box.width * k / 10, clientY: box.top + box.height * 0.52}));
+            const place = {clientX: box.left + box.width * k / 10, clientY: box.top + box.height * 0.52};
+            face.dispatchEvent(new MouseEvent('click', {bubbles: true, ...place}));
             await new Promise(done => setTimeout(done, 20));
         } }""")
     slow.until(lambda: slow.point() == [49, 115], "the last click has no answer")

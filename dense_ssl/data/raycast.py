@@ -13,8 +13,8 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['BOX', 'CYLINDER', 'BALL', 'SOLID', 'stream', 'yaw_matrix', 'solid', 'join', 'place', 'pinhole', 'look_at', 'cast',
-           'Surface', 'surface', 'noise', 'texture', 'palette', 'paint', 'Light', 'shadow_map', 'visibility', 'shade',
-           'develop', 'tessellate']
+           'Surface', 'surface', 'in_sight', 'noise', 'texture', 'palette', 'paint', 'Light', 'shadow_map',
+           'visibility', 'shade', 'develop', 'tessellate']
 
 # %% ../../nbs/02_data/01_raycast.ipynb #stream
 def stream(seed: int, *path: str | int) -> np.random.Generator:
@@ -204,6 +204,22 @@ def surface(scene: np.ndarray, K: np.ndarray, pose: np.ndarray, depth: np.ndarra
     ray = (pose[:3, :3] @ np.linalg.inv(K)).astype(np.float32)[:, :, None]
     points = pose[:3, 3:].astype(np.float32) + t * (ray[:, 0] * u + ray[:, 1] * v + ray[:, 2])
     return Surface(points, normals, q * half)
+
+# %% ../../nbs/02_data/01_raycast.ipynb #in-sight-2
+def in_sight(scene: np.ndarray, points: np.ndarray, eye: np.ndarray, slack: float = 0.002) -> np.ndarray:
+    """Whether the straight way from `eye` to each point meets no solid of `scene` (n,) more than `slack` metres before it: bool (P,).
+
+    `points` (P, 3) and `eye` (3,) in metres. A solid less than 2 cm before the eye, or around it, hides nothing.
+    """
+    ray = points - eye
+    reach = np.sqrt((ray * ray).sum(1))
+    ray, first = ray / np.maximum(reach, 1e-9)[:, None], np.full(len(points), np.inf, np.float32)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        for row in scene:
+            unit = row["turn"].T / row["half"][:, None]
+            start = unit @ (eye - row["centre"])
+            first = np.minimum(first, _enter(row["shape"], start[:, None].astype(np.float32), (unit @ ray.T).astype(np.float32)))
+    return first > reach - slack
 
 # %% ../../nbs/02_data/01_raycast.ipynb #volume
 @lru_cache(maxsize=1)

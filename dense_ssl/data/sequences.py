@@ -6,14 +6,15 @@
 __all__ = ['Scene', 'PairSample', 'read_pose', 'RGBDSequences', 'overlaps', 'Fusion', 'cloud_segments', 'scan_surface',
            'Painting', 'Rooms', 'make_scene', 'FramePairs']
 
-# %% ../../nbs/02_data/13_sequences.ipynb #34a0c556
+# %% ../../nbs/02_data/13_sequences.ipynb #fb22be2b
 import hashlib
 import json
 import os
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tqdm.auto import tqdm
 
 from ..core import atomic_path, params_hash, runs_root
 from .folders import read_image
+from .raycast import in_sight
 from .room import CLASSES, RoomWorld
 from .views import BadSample, Sample
 from ..geometry.camera import backproject, check_intrinsics, normals, read_intrinsics, resize_intrinsics
@@ -308,15 +310,21 @@ def scan_surface(folder: str | Path, k_threshold: float | None = 0.01, min_verti
 
 # %% ../../nbs/02_data/13_sequences.ipynb #painting
 class Painting:
-    """Mean colour of the pixels that see each vertex. vertices: (V, 3), world, metres. tolerance: metres, see `visible`."""
+    """Mean colour of the pixels that see each vertex.
 
-    def __init__(self, vertices: np.ndarray, tolerance: float = 0.05):
-        self.vertices, self.tolerance = torch.from_numpy(np.ascontiguousarray(vertices, np.float32)), tolerance
+    vertices: (V, 3), world, metres. tolerance: metres, see `visible`. clear: points (n, 3) and an eye (3,), float64, to bool (n,), whether
+    nothing lies between, where that is known better than from depth; only such vertices count as seen.
+    """
+
+    def __init__(self, vertices: np.ndarray, tolerance: float = 0.05, clear: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None):
+        self.vertices, self.tolerance, self.clear = torch.from_numpy(np.ascontiguousarray(vertices, np.float32)), tolerance, clear
         self.sums, self.counts = torch.zeros(len(vertices), 3, dtype=torch.float64), torch.zeros(len(vertices), dtype=torch.int64)
 
     def add(self, sample: Sample) -> None:
         """Look at the vertices with a frame that has depth, K and pose."""
         seen, pixel = visible(self.vertices, sample.depth, sample.K, sample.pose, self.tolerance)
+        if self.clear:
+            seen[seen.clone()] = torch.from_numpy(self.clear(self.vertices[seen].double().numpy(), sample.pose[:3, 3].double().numpy()))
         self.sums[seen] += sample.image[:, pixel[seen, 0], pixel[seen, 1]].T.double()
         self.counts += seen
 
@@ -367,6 +375,10 @@ class Rooms:
         sets[faces.ravel()] = np.repeat(np.where(instances < 0, labels, len(CLASSES) + instances), 3)
         return vertices, sets
 
+    def clear(self, scene: str, points: np.ndarray, eye: np.ndarray) -> np.ndarray:
+        """Whether each point (P, 3) of the room can be seen from `eye` (3,), by its solids: bool (P,)."""
+        return in_sight(self.world.room(self.scenes[scene].start // self.world.views).solids, points, eye)
+
 # %% ../../nbs/02_data/13_sequences.ipynb #collect
 def _collect(source: Any, scene: str, sets: str, voxel: float, k_threshold: float, min_vertices: int) -> Any:
     "What the frames of a scene are added to, and the sets of its points: None = those of the fused cloud."
@@ -375,7 +387,9 @@ def _collect(source: Any, scene: str, sets: str, voxel: float, k_threshold: floa
         vertices, ids = source.truth(scene)
     else:
         vertices, ids = (source.surface(scene, cut, min_vertices) if hasattr(source, "surface") else None) or (None, None)
-    return (Fusion(voxel), None) if vertices is None else (Painting(vertices), ids)
+    if vertices is None:
+        return Fusion(voxel), None
+    return Painting(vertices, clear=partial(source.clear, scene) if hasattr(source, "clear") else None), ids
 
 
 def _frames_of(source: Any, scene: str, collector: Any, progress: bool) -> tuple[list[int], list[tuple], list[str]]:

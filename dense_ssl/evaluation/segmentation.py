@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
 from safetensors.torch import save_file
+from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -49,9 +50,10 @@ class Protocol(BaseModel):
     atrous_rates: tuple[PositiveInt, PositiveInt, PositiveInt] = (12, 24, 36)
     dropout: float = Field(0.5, ge=0, lt=1)  # of DeepLabV3's, DeepLabV3+'s, PSPNet's and FPN's decoder
     optimizer: Literal["adam", "sgd"] = "adam"  # paper; sgd has momentum 0.9
-    learning_rate: PositiveFloat = 1e-3  # paper; falls by a cosine, step by step
+    learning_rate: PositiveFloat = 1e-3  # paper; falls step by step
+    schedule: Literal["cosine", "poly"] = "cosine"  # paper; poly: power 0.9
     new_learning_rate: PositiveFloat | None = None  # of what was not pre-trained; None: the same
-    final_learning_rate: float = Field(0.0, ge=0)  # at the end of the cosine
+    final_learning_rate: float = Field(0.0, ge=0)  # at the end
     train_share: float = Field(1.0, gt=0, le=1)  # of the labelled train images: a fixed subset, the smaller inside the larger
     weight_decay: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=2)  # paper
@@ -64,7 +66,7 @@ class Protocol(BaseModel):
     @model_validator(mode="after")
     def _fits(self) -> "Protocol":
         pyramid, unit = self.decoder in ("fpn", "unet"), 64 if self.decoder == "fpn" else 16
-        step = self.output_stride if pyramid or self.decoder == "deeplabv3plus" else 1
+        step = 2 if self.decoder == "unet" else self.output_stride if self.decoder in ("fpn", "deeplabv3plus") else 1
         if pyramid != (self.output_stride == 32):
             raise ValueError(f"output_stride is {self.output_stride}; {self.decoder} needs {'32' if pyramid else '8 or 16'}")
         if any(v % step for v in (*self.size, *(self.crop or ()))):
@@ -86,7 +88,7 @@ def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: 
             f"{classes} classes, void {p.ignore_index}, whole images at {p.size[0]}x{p.size[1]}, truth at "
             f"{truth}, {p.decoder} (stride {p.output_stride}, {p.decoder_channels} channels{rates}, dropout {p.dropout:g}), {augmentation} "
             f"augmentation, {p.optimizer} {p.learning_rate:g}"
-            f"{f' (new layers {p.new_learning_rate:g})' if p.new_learning_rate else ''} cosine to {p.final_learning_rate:g}, "
+            f"{f' (new layers {p.new_learning_rate:g})' if p.new_learning_rate else ''} {p.schedule} to {p.final_learning_rate:g}, "
             f"weight decay {p.weight_decay:g}, {p.epochs} epochs, patience {p.patience} "
             f"on {p.holdout:.0%} of train, batch {p.batch_size}, loss at 1/{p.loss_stride}, {p.precision}, one confusion matrix")
 
@@ -106,9 +108,17 @@ def _decoder(name: str, p: Protocol, classes: int) -> nn.Module:
                                 "psp_dropout": p.dropout, "upsampling": 1}),
         "fpn": (smp.FPN, {"decoder_pyramid_channels": width, "decoder_segmentation_channels": width // 2,
                           "decoder_dropout": p.dropout, "upsampling": 1}),
-        "unet": (smp.Unet, {"decoder_channels": [width // 2**i for i in range(5)]}),
+        "unet": (_unet, {"channels": [width // 2**i for i in range(4)]}),
     }[p.decoder]
     return make(name, encoder_weights=None, classes=classes, **options)
+
+
+def _unet(name: str, channels: list[int], classes: int, encoder_weights: None) -> nn.Module:
+    "smp's U-Net as `models.unet` trains it: bilinear, up to half resolution (geometric sets, Sec. 4.1; Pri3D)."
+    model = smp.Unet(name, encoder_weights=encoder_weights, classes=classes)
+    model.decoder = UnetDecoder(model.encoder.out_channels, channels, n_blocks=4, interpolation_mode="bilinear")
+    model.segmentation_head = nn.Conv2d(channels[-1], classes, 1)
+    return model
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #build-segmentation
 def build_segmentation(encoder: nn.Module, protocol: Protocol, classes: int, seed: int = 0, decoder: dict[str, Tensor] | None = None) -> nn.Module:
@@ -366,8 +376,9 @@ def _train_epoch(run: _Run) -> float:
         torch.manual_seed(sample_generator(run.seed, run.epoch, 1).initial_seed())
         for step, indices in enumerate(chunks):
             progress = (run.epoch * len(chunks) + step) / (p.epochs * len(chunks))
+            share = (1 - progress) ** 0.9 if p.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * progress))
             for group in run.optimizer.param_groups:
-                group["lr"] = p.final_learning_rate + (group["peak"] - p.final_learning_rate) * 0.5 * (1 + math.cos(math.pi * progress))
+                group["lr"] = p.final_learning_rate + (group["peak"] - p.final_learning_rate) * share
             loss = segmentation_loss(*_batch(run, indices, train=True))
             if not loss.isfinite():
                 names = ", ".join(run.split.names[i] for i in indices[:4])

@@ -18,6 +18,8 @@ from .auxcontrast import AuxContrast, load_auxcontrast
 from .baselines import METHODS as _BASELINES
 from .baselines import load_picie
 from .cpcdr import CPCDR, load_cpcdr
+from .geosets import METHODS as _GEOSETS
+from .geosets import GeoSets, load_geosets
 from .pixdepth import METHODS as _PIXDEPTH
 from .pixdepth import PixDepth
 from ..models.encoders import Encoder
@@ -28,6 +30,7 @@ METHODS: dict[str, tuple[type[nn.Module] | None, dict[str, Any]]] = {
     **{name: (PixDepth, options) for name, options in _PIXDEPTH.items()},
     "cpcdr": (CPCDR, {}),
     "auxcontrast": (AuxContrast, {}),
+    **{name: (GeoSets, options) for name, options in _GEOSETS.items()},
     **_BASELINES,
 }
 
@@ -65,7 +68,8 @@ def load_method(folder: str | Path) -> nn.Module:
 
     Raises: `ValueError` for a run whose method leaves nothing but an encoder, or a file that is absent or does not fit.
     """
-    name, loaders = read_json(Path(folder) / "method.json").get("method"), {"cpcdr": load_cpcdr, "picie": load_picie, "auxcontrast": load_auxcontrast}
+    name = read_json(Path(folder) / "method.json").get("method")
+    loaders = {"cpcdr": load_cpcdr, "picie": load_picie, "auxcontrast": load_auxcontrast, "geosets": load_geosets}
     if name not in loaders:
         raise ValueError(f"{Path(folder) / 'method.json'} is of method {name!r}; needed: {', '.join(loaders)}")
     return loaders[name](folder)

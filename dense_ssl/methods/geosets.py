@@ -153,7 +153,8 @@ def crop_matches(first: View, second: View, cells: tuple[int, int], most: int) -
 class GeoSets(nn.Module):
     """View, Geo and depth prediction (Pri3D), then set-InfoNCE alone (geometric-set paper Eq. 1-3, Sec. 3.3).
 
-    view, geo: pixel to pixel, pixel to point. depth_weight: of depth prediction. stage_one: share of the steps with these; the rest has the sets.
+    view, geo: pixel to pixel, pixel to point. depth_weight: of depth prediction. stage_one: share of the steps with these; then come the losses
+    `second`, the paper's "sets" or, as in Table 10, "view", "geo" or both.
     posed: pairs of posed frames, or two crops of single images. matches: of a pair. voxel: metres. temperature, negatives, smallest (cells of a
     set in either view), aggregate: of the objectives. set_cells: most cells of a view that enter the sets' means, drawn at random; None: all.
     channels, out, point_widths, backend: of the networks. Raises: `ValueError` for another encoder, Geo without posed frames, no loss at all.
@@ -163,24 +164,26 @@ class GeoSets(nn.Module):
                  matches: int = 1024, voxel: float = 0.02, temperature: float = 0.4, negatives: Literal["pair", "batch", "global"] = "pair",
                  smallest: int = 1, aggregate: Literal["mean", "point", "points"] = "mean", set_cells: int | None = None,
                  channels: tuple[int, int, int, int] = (256, 128, 64, 32), out: int = 64, point_widths: tuple[int, ...] = (32, 64, 128, 256),
-                 backend: Literal["torch", "spconv"] = "torch"):
+                 backend: Literal["torch", "spconv"] = "torch", second: tuple[Literal["view", "geo", "sets"], ...] = ("sets",)):
         super().__init__()
         counts = matches, smallest, out, 1 if set_cells is None else set_cells
         if not 0 <= stage_one <= 1 or depth_weight < 0 or not temperature > 0 or min(counts) < 1:
             raise ValueError(f"needs stage_one in [0, 1], depth_weight >= 0, temperature > 0 and matches, smallest, out and set_cells >= 1, not "
                              f"{stage_one}, {depth_weight}, {temperature}, {matches}, {smallest}, {out} and {set_cells}")
-        if stage_one and not (view or geo or depth_weight):
-            raise ValueError(f"stage_one is {stage_one} and has no loss; needs view, geo or a depth_weight, or stage_one 0")
-        self.view, self.geo, self.depth_weight = (view, geo, depth_weight) if stage_one else (False, False, 0.0)
-        if self.geo and not posed:
+        first = {name for name, wanted in (("view", view), ("geo", geo), ("depth", depth_weight)) if wanted}
+        if (stage_one and not first) or (stage_one < 1 and not second):
+            raise ValueError(f"stage_one is {stage_one}, and a stage has no loss; needs view, geo or a depth_weight, or stage_one 0; and second, or stage_one 1")
+        self.losses = first if stage_one else set(), set(second) if stage_one < 1 else set()
+        used, self.depth_weight = self.losses[0] | self.losses[1], depth_weight
+        if "geo" in used and not posed:
             raise ValueError("geo compares pixels with points of space, which two crops of one image do not have; set geo to false, or posed to true")
         self.stage_one, self.posed, self.matches, self.voxel = stage_one, posed, matches, voxel
         self.contrast = {"temperature": temperature, "negatives": negatives}
         self.means = {"smallest": smallest, "aggregate": aggregate, "most": set_cells}
-        self.needs = ("depth", "K", "pose") if posed else ("depth",) * bool(self.depth_weight) + ("regions",) * (stage_one < 1)
-        used = {"pixel": self.view or stage_one < 1, "point": self.geo, "depth": bool(self.depth_weight)}
-        self.network = GeoNetwork(encoder, channels, out, [name for name, wanted in used.items() if wanted])
-        self.points = PointUNet(3, out, point_widths, backend) if self.geo else None
+        self.needs = ("depth", "K", "pose") if posed else ("depth",) * ("depth" in used) + ("regions",) * ("sets" in used)
+        heads = {"pixel": used & {"view", "sets"}, "point": used & {"geo"}, "depth": used & {"depth"}}
+        self.network = GeoNetwork(encoder, channels, out, [name for name, losses in heads.items() if losses])
+        self.points = PointUNet(3, out, point_widths, backend) if "geo" in used else None
         self.register_buffer("clock", torch.tensor([0, 1]))  # steps done, steps in all
 
     @property
@@ -193,7 +196,10 @@ class GeoSets(nn.Module):
                 signals: bool = False) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch of view pairs and, where asked for, what to watch while training. Crops of single images need no matches."""
         maps, stage = self.network.unet(torch.cat([first.image, second.image])), self.stage
-        parts, watched = self._first(maps, first, second, matches, cloud) if stage == 1 else self._second(maps, first, second)
+        parts, watched = self._of_points(self.losses[stage - 1], maps, first, second, matches, cloud)
+        if "sets" in self.losses[stage - 1]:
+            of_sets, also = self._of_sets(maps, first, second)
+            parts, watched = parts | of_sets, watched | also
         parts = {name: _of_all(part, count, self.contrast["negatives"] if name != "depth" else "pair") for name, (part, count) in parts.items()}
         busy = {"view": "pixel", "geo": "point", "depth": "depth", "sets": "pixel"}
         resting = [head for name, head in self.network.heads.items() if name not in {busy[part] for part in parts}]
@@ -204,10 +210,11 @@ class GeoSets(nn.Module):
             return loss, {}
         return loss, {"stage": stage, **{f"loss_{name}": part.item() for name, part in parts.items()}, **watched, **collapse_signals(maps)}
 
-    def _first(self, maps: Tensor, first: View, second: View, matches: Matches | None, cloud: Cloud | None) -> tuple[dict, dict]:
-        "Losses of stage 1 with the numbers of their terms, and what to watch."
+    def _of_points(self, wanted: set[str], maps: Tensor, first: View, second: View, matches: Matches | None,
+                   cloud: Cloud | None) -> tuple[dict, dict]:
+        "Those of View, Geo and depth prediction that are `wanted` with the numbers of their terms, and what to watch."
         pairs, size, heads, parts, watched = len(first.image), tuple(first.image.shape[-2:]), self.network.heads, {}, {}
-        if self.view:
+        if "view" in wanted:
             if not self.posed:
                 matches = crop_matches(first, second, tuple(maps.shape[-2:]), self.matches)
             if matches is None:
@@ -215,20 +222,20 @@ class GeoSets(nn.Module):
             parts["view"] = view_loss(heads["pixel"](maps), matches, size, **self.contrast), len(matches.pair)
             lone = (matches.pair.bincount(minlength=pairs) == 0).float().mean()
             watched |= {"matches": len(matches.pair) / pairs, "pairs_without_matches": lone.item()}
-        if self.geo:
+        if "geo" in wanted:
             if cloud is None:
                 raise ValueError("Geo needs a cloud; posed frames come with one (positives.geometric_sets.PosedViews)")
             rows = self.points(cloud.voxels, cloud.colours)
             parts["geo"] = geo_loss(heads["point"](maps), rows, cloud, size, **self.contrast), len(cloud.match_voxel)
             watched |= {"points": len(cloud.match_voxel) / pairs, "voxels": len(rows) / pairs}
-        if self.depth_weight:
+        if "depth" in wanted:
             if first.depth is None or second.depth is None:
                 raise ValueError("depth prediction needs views with depth")
             parts["depth"] = depth_loss(heads["depth"](maps), torch.cat([first.depth, second.depth]))
         return parts, watched
 
-    def _second(self, maps: Tensor, first: View, second: View) -> tuple[dict, dict]:
-        "The loss of stage 2 with the number of its terms, and what to watch."
+    def _of_sets(self, maps: Tensor, first: View, second: View) -> tuple[dict, dict]:
+        "The loss of the sets with the number of its terms, and what to watch."
         if first.regions is None or second.regions is None:
             raise ValueError("the sets' stage needs views with regions: the sets of a scene, projected, or the regions of an image")
         cells = tuple(maps.shape[-2:])
@@ -245,7 +252,7 @@ class GeoSets(nn.Module):
         """What makes this method's views: whole frames at `crop` pixels, whatever the scale; of a single image two crops, `scale` of its area."""
         if not self.posed:
             return PairViews(crop, scale, normalize=False)  # depth stays in metres
-        return PosedViews(crop, self.matches if self.view or self.geo else 0, geo=self.geo, voxel=self.voxel)
+        return PosedViews(crop, self.matches if {"view", "geo"} & (self.losses[0] | self.losses[1]) else 0, geo=self.points is not None, voxel=self.voxel)
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, object]]:
         """What stands beside the encoder: decoder and heads, and the numbers that `load_geosets` builds them with. The 3D network is not kept."""

@@ -28,7 +28,7 @@ class UNet(nn.Module):
             raise ValueError(f"a U-Net needs a torchvision ResNet of output stride 32, not {encoder.name} of stride {encoder.stride}")
         if len(channels) != 4 or min(channels) < 1 or interpolation not in ("bilinear", "nearest"):
             raise ValueError(f'channels must be four positive widths and interpolation "bilinear" or "nearest", not {channels} and {interpolation!r}')
-        self.encoder, self.channels = encoder, channels[3]
+        self.encoder, self.name, self.channels, self.stride = encoder, f"unet on {encoder.name}", channels[3], 2
         stages = [3, encoder.body.conv1.out_channels, *(encoder.channels // 2**k for k in (3, 2, 1, 0))]
         self.decoder = UnetDecoder(stages, list(channels), n_blocks=4, interpolation_mode=interpolation)
 

@@ -9,10 +9,11 @@ __all__ = ['RULES', 'load_sample', 'read_upload', 'finished_encoders', 'Gallery'
 # %% ../../nbs/09_viz/11_explorer.ipynb #imports
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import partial
 from html import escape
+from itertools import product
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from ..core import is_done, runs_root
 from ..data.catalog import WORLDS, open_data
@@ -341,6 +343,10 @@ def _panel(board: Panels, sample: Sample, label: str) -> tuple[ClickImage, widge
 
 def lay_out(board: Panels) -> None:
     """Make the panels of the images and encoders that a board shows now, keep those that it has, and answer."""
+    if not board.panels:                                       # nobody sees the status line yet
+        for image, label in tqdm(list(product(range(len(board.gallery.samples)), board.labels)), desc="features", delay=1, leave=False):
+            with suppress(ValueError):                         # the panel will say it
+                board.gallery.features(image, label)
     shown = {(id(sample), label): sample for sample in board.gallery.samples for label in board.labels}
     for key in board.panels.keys() - shown.keys():
         del board.panels[key]
