@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scene', 'PairSample', 'read_pose', 'RGBDSequences', 'overlaps', 'Fusion', 'cloud_segments', 'scan_surface',
-           'Painting', 'Rooms', 'make_scene', 'FramePairs']
+           'scan_labels', 'Painting', 'Rooms', 'make_scene', 'FramePairs']
 
 # %% ../../nbs/02_data/13_sequences.ipynb #fb22be2b
 import hashlib
@@ -213,13 +213,18 @@ class RGBDSequences:
         return _read_frame(*self._places[scene], colour, depth, f"{scene}/{stem}", self._poses[index])
 
     def key(self, scene: str) -> str:
-        """A text that changes when the scene has other frames or another mesh."""
+        """A text that changes when the scene has other frames, poses or another mesh."""
+        poses = hashlib.sha256(self._poses[list(self.scenes[scene])].numpy().tobytes()).hexdigest()[:12]
         meshes = sorted(p for kind in ("*.ply", "*.segs.json") for p in self._places[scene][0].glob(kind))
-        return " ".join([scene, *(self._files[i][1] for i in self.scenes[scene]), *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
+        return " ".join([scene, poses, *(self._files[i][1] for i in self.scenes[scene]), *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
 
     def surface(self, scene: str, k_threshold: float | None, min_vertices: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Vertices (V, 3) and set ids (V,) of the scene's mesh, see `scan_surface`; None where it has no mesh."""
         return scan_surface(self._places[scene][0], k_threshold, min_vertices)
+
+    def truth(self, scene: str) -> tuple[np.ndarray, np.ndarray]:
+        """Vertices (V, 3) and true sets (V,) of the scene's labelled mesh, see `scan_labels`."""
+        return scan_labels(self._places[scene][0])
 
 # %% ../../nbs/02_data/13_sequences.ipynb #overlaps
 def overlaps(frames: Sequence[tuple[Tensor, Tensor, Tensor]], tolerance: float = 0.05, step: int = 4) -> Tensor:
@@ -307,6 +312,24 @@ def scan_surface(folder: str | Path, k_threshold: float | None = 0.01, min_verti
     if min_vertices != 20 or not shipped.is_file():
         return vertices, segment_mesh(vertices, faces, k_threshold, min_vertices)
     return vertices, read_segments(shipped, len(vertices))
+
+
+def scan_labels(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices float (V, 3), world, and classes int32 (V,), -1 = none, of a scan's labelled mesh, *_vh_clean_2.labels.ply.
+
+    Raises: `ValueError` naming the folder or file: no such mesh, unreadable, or without the vertex property "label".
+    """
+    import trimesh  # over a second, which only reading a file should cost
+
+    meshes = sorted(Path(folder).glob("*_vh_clean_2.labels.ply"))
+    if not meshes:
+        raise ValueError(f"{folder}: has no *_vh_clean_2.labels.ply; true sets of a scan are the classes of its labelled mesh")
+    vertices, _ = read_mesh(meshes[0])
+    properties = trimesh.load_mesh(meshes[0], file_type="ply", process=False).metadata["_ply_raw"]["vertex"]
+    if "label" not in properties["properties"]:
+        raise ValueError(f"{meshes[0]}: its vertices have no property 'label', but {', '.join(properties['properties'])}")
+    labels = np.asarray(properties["data"]["label"]).astype(np.int32).reshape(-1)
+    return vertices, np.where(labels > 0, labels, -1)
 
 # %% ../../nbs/02_data/13_sequences.ipynb #painting
 class Painting:
@@ -492,7 +515,7 @@ def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple[np.n
 # %% ../../nbs/02_data/13_sequences.ipynb #check-options
 def _check_options(source: Any, minimum: float, sets: str, k_threshold: float) -> None:
     if sets not in ("surface", "none", "truth") or (sets == "truth" and not hasattr(source, "truth")):
-        raise ValueError(f"sets is {sets!r}; needs 'surface', a number (the cut's k) or 'none'; 'truth' is known of the room world only")
+        raise ValueError(f"sets is {sets!r}; needs 'surface', a number (the cut's k) or 'none'; 'truth' is known of the room world and of labelled scans only")
     if not 0 < minimum <= 1 or not k_threshold > 0:
         raise ValueError(f"minimum is {minimum} and k_threshold {k_threshold}; needs a share above 0 and at most 1, and a number above 0")
 

@@ -91,13 +91,14 @@ def _dataset(name: str, profile: dict[str, Any], roots: dict[str, str]) -> dict[
         return f"needs {name}, which this profile has nothing in place of"
     if not entry.get("needs_root"):
         return {"key": stand_in, **entry}
-    if stand_in not in roots:
-        return f"needs {stand_in}: --data {stand_in}=FOLDER"
-    options, root = dict(entry.get("options", {})), roots[stand_in]
+    where = entry.get("lies", stand_in)
+    if where not in roots:
+        return f"needs {where}: --data {where}=FOLDER"
+    options, root = dict(entry.get("options", {})), roots[where]
     if entry["name"] == "splits":  # FOLDER/{images,depth,labels,instances,regions-KIND}/{train,test}/...
         options |= {k: str(Path(root) / k) for k in ("depth", "labels", "instances") if (Path(root) / k).is_dir()}
         root = str(Path(root) / "images")
-    return {"key": stand_in, **entry, "root": root, "options": options}
+    return {"key": stand_in, "lies": where, **entry, "root": root, "options": options}
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #pretrain-parameters
 def _proposals(data: dict[str, Any], kind: str) -> dict[str, Any] | str:
@@ -110,7 +111,7 @@ def _proposals(data: dict[str, Any], kind: str) -> dict[str, Any] | str:
 
 def _pretrain_parameters(job: "Job", profile: dict[str, Any], data: dict[str, Any]) -> dict[str, Any]:
     "Keys of `training.configuration.Pretrain` for a job, merged from general to particular."
-    own = {k: v for k, v in job.row["pretrain"].items() if k not in ("data", "proposals", "pieces", "labels")}
+    own = {k: v for k, v in job.row["pretrain"].items() if k not in ("data", "proposals", "pieces", "labels", "sets")}
     thresholds = {f"{k}_thresholds": own.pop(k) for k in ("distance", "depth") if k in own}
     paper = profile.get("papers", {}).get(job.table.split(".")[0], {})
     merged = _merge(profile["pretrain"], paper.get("pretrain"), profile.get("methods", {}).get(own["method"]), data.get("pretrain"),
@@ -184,7 +185,7 @@ def _labelled(job: Job, profile: dict[str, Any], data: dict[str, Any], target: d
     return {**data, "name": "folder", "root": job.labels.get("images") or str(job.labelled / "images"), "options": options}
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #plan
-EVALUATION = {"coherence": "coherence", "linear_probe": "probe", "segmentation_frozen": "segmentation", "segmentation_finetuned": "segmentation",
+EVALUATION = {"coherence": "coherence", "linear_probe": "probe", "linear_probe_unet": "probe", "segmentation_frozen": "segmentation", "segmentation_finetuned": "segmentation",
               "clustering": "clustering", "detection": "detection"}  # which module of `evaluation` makes a protocol's number
 
 
@@ -211,7 +212,7 @@ def _evaluation_alone(job: Job, profile: dict[str, Any], roots: dict[str, str], 
     if isinstance(target, str):
         job.problem = target
         return job
-    job.roots = {target["key"]: os.path.relpath(target["root"], repo_root())} if target.get("needs_root") else {}
+    job.roots = {target["lies"]: os.path.relpath(target["root"], repo_root())} if target.get("needs_root") else {}
     job.notebook = job.row["notebook"]
     own = {k: v for k, v in job.row["evaluate"].items() if k not in ("data", "code")}
     job.evaluate = _merge(profile.get("notebooks", {}).get(job.notebook), own, {
@@ -233,15 +234,16 @@ def _job(job: Job, profile: dict[str, Any], roots: dict[str, str], runs: Path) -
     if job.problem is None and profile["stand_ins"] and "weights" in job.row["pretrain"]:
         job.problem = "needs the supervised weights of the paper profile"
     if job.problem is None:
-        job.roots = {d["key"]: os.path.relpath(d["root"], repo_root()) for d in (data, target) if d.get("needs_root")}
+        job.roots = {d["lies"]: os.path.relpath(d["root"], repo_root()) for d in (data, target) if d.get("needs_root")}
         if isinstance(kind := job.row["pretrain"].get("proposals"), str):
             found = _proposals(data, kind)
             if isinstance(found, str):
                 job.problem = found
                 return job
             data = _merge(data, {"options": found})
-        if pieces := job.row["pretrain"].get("pieces"):
-            data = _merge(data, {"options": {"pieces": pieces}})
+        for option in ("pieces", "sets"):
+            if option in job.row["pretrain"]:
+                data = _merge(data, {"options": {option: job.row["pretrain"][option]}})
         if "labels" in job.row["pretrain"]:
             data = _labelled(job, profile, data, target, roots, runs)
             if isinstance(data, str):
@@ -349,6 +351,10 @@ METRICS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float | None]]] = 
     "segmentation_finetuned": ("fine-tuned mIoU", "segmentation_finetuned", lambda r: r["miou"]),
     "detection_ap": ("mask AP", "detection", lambda r: r["mask"]["AP"]),
     "detection_ap50": ("mask AP50", "detection", lambda r: r["mask"]["AP50"]),
+    "detection_ap75": ("mask AP75", "detection", lambda r: r["mask"]["AP75"]),
+    "box_ap": ("box AP", "detection", lambda r: r["box"]["AP"]),
+    "box_ap50": ("box AP50", "detection", lambda r: r["box"]["AP50"]),
+    "box_ap75": ("box AP75", "detection", lambda r: r["box"]["AP75"]),
     "clustering": ("clustering mIoU", "clustering", lambda r: r["miou"]),
     "clustering_accuracy": ("clustering accuracy", "clustering", lambda r: r["pixel_accuracy"]),
     "region_query": ("mIoU, GT query", "regions", lambda r: r["query"]),
@@ -356,6 +362,7 @@ METRICS: dict[str, tuple[str, str, Callable[[dict[str, Any]], float | None]]] = 
     "pmiou": ("PmIoU", "labels", lambda r: r["pmiou"]),
     "pmiou_unvoted": ("PmIoU, no vote", "labels", lambda r: r.get("pmiou_unvoted")),
     "linear_probe": ("linear probe mIoU", "linear_probe", lambda r: r["miou"]),
+    "linear_probe_unet": ("linear probe mIoU, U-Net", "linear_probe_unet", lambda r: r["miou"]),
     "coherence_same": ("coherence, same thing", "coherence", lambda r: r.get("object", r.get("class"))["auc"]),
     "coherence_depth": ("coherence, no depth step", "coherence", lambda r: r["depth"]["auc"]),
 }

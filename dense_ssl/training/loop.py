@@ -234,10 +234,10 @@ def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, datas
     "The loop of `pretrain`; the numbers for done.json."
     if fabric.world_size > 1:
         method = sync_batchnorm(method, fabric.device.type)
-    bare, optimizer = method, build_optimizer(method, config)
-    start = load_checkpoint(folder, bare.to(fabric.device), optimizer)
+    bare, raw = method, build_optimizer(method, config)
+    method, optimizer = fabric.setup(method, raw)
+    start = load_checkpoint(folder, bare, raw)  # after setup, which gives the weights their precision
     loader = _loader(config, launch, fabric, dataset, bare, start, steps)
-    method, optimizer = fabric.setup(method, optimizer)
     method.train()
     log = Log(folder, start, launch.tensorboard) if fabric.is_global_zero else None
     saved, clock = time.monotonic(), _Clock()

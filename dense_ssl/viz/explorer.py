@@ -354,7 +354,7 @@ def lay_out(board: Panels) -> None:
         board.panels.setdefault((key, label), None)
         board.panels[key, label] = board.panels[key, label] or _panel(board, sample, label)
     board.grid.layout.grid_template_columns = f"repeat({max(1, len(board.labels))}, max-content)"
-    board.grid.layout.grid_gap = "4px 10px"
+    board.grid.layout.grid_gap, board.grid.layout.align_items = "4px 10px", "flex-end"
     board.grid.children = [widgets.VBox([board.panels[key][1], board.panels[key][0].widget]) for key in shown]
     board.arrange(*board.rows(), board.grid, wrapped(board.which, board.row, board.column), *board.below())
     board.answer()
@@ -370,8 +370,9 @@ class Sources:
 
     def __init__(self, board: Panels, world_size: tuple[int, int] = (384, 512)) -> None:
         self.board, self.world_size = board, world_size
-        self.text = widgets.Text(placeholder="room:7, street:3, borehole:1, or a path", description="another", layout={"width": "330px"},
-                                 tooltip="a world and its seed, or the path of an image", continuous_update=False)
+        # Sent with every key: a kernel may handle the button's message before one that comes with it, in another thread.
+        self.text = widgets.Text(placeholder="room:7, street:3, or a path", description="another", layout={"width": "330px"},
+                                 tooltip="a world (room, street, borehole) and its seed, or the path of an image")
         self.instead = widgets.Button(description="show instead", tooltip="in the place of the chosen image")
         self.below = widgets.Button(description="add below", tooltip="as one more row")
         self.remove = widgets.Button(description="remove", tooltip="the chosen image")

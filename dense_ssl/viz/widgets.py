@@ -208,6 +208,7 @@ _STYLE = """<style>
 .dense-face {cursor: crosshair; outline-offset: 2px}  .dense-face:focus-visible {outline: 3px solid #35a0ff}
 .dense-face img {display: block; max-width: none; margin: 0}  .dense-stack {position: relative}
 .dense-stack > img, .dense-stack > svg {position: absolute; left: 0; top: 0; width: 100%; height: 100%; max-width: none; margin: 0}
+.dense-board :is(button, input, select, .noUi-handle):focus-visible {outline: 2px solid #1976d2; outline-offset: 1px}
 .dense-read {font-size: 11px; line-height: 15px; height: 15px; color: var(--jp-ui-font-color1, #333)}
 </style>"""
 # The page's side. They stand inside double quotes, so they have none of their own.
@@ -237,6 +238,16 @@ _HOVER = """
     const v = atob(m.dataset.cells).charCodeAt(i * w + j), value = (low + v / 254 * (high - low)).toFixed(2);
     o.textContent = v == 255 ? 'no value here' : name + ' ' + value + ' at cell ' + i + ', ' + j;"""
 _LEAVE = "this.closest('.dense-click').querySelector('.dense-read').textContent = ''"
+# ipywidgets gives sliders and groups of buttons a label that only eyes can find. They may be drawn later than the picture.
+_NAMES = """
+    const name = () => {
+        for (const w of (this.closest('.dense-board') || this).querySelectorAll('.widget-slider, .widget-toggle-buttons')) {
+            const text = w.querySelector('label')?.textContent;
+            if (w.matches('.widget-toggle-buttons')) w.role = 'group', w.ariaLabel = text;
+            for (const e of w.querySelectorAll('.noUi-handle')) e.ariaLabel = text;
+            for (const e of w.querySelectorAll('.widget-readout')) e.role = 'textbox', e.ariaLabel = text + ', as a number';
+        } };
+    for (const t of [0, 300, 1500, 5000]) setTimeout(name, t);"""
 
 # %% ../../nbs/09_viz/10_widgets.ipynb #layers
 def _size(image: Tensor | np.ndarray) -> tuple[int, int]:
@@ -249,7 +260,9 @@ def _face(image: Tensor | np.ndarray, label: str, width: int, height: int) -> st
     return (f"{_STYLE}<div class='dense-face' tabindex='0' role='application' aria-label='{words}. Click, or move with the arrow keys' "
             f"data-lm-suppress-shortcuts='true' style='width:{width}px;height:{height}px' "
             f'onclick="{_CLICK}" onkeydown="{_KEY}" onmousemove="{_HOVER}" onmouseleave="{_LEAVE}">'
-            f"<img src='{data_uri(image, 'jpeg', 2 * width)}' alt='{words}' width={width} height={height} draggable='false'></div>"
+            f"<img src='{data_uri(image, 'jpeg', 2 * width)}' alt='{words}' width={width} height={height} draggable='false' "
+            f'onload="{_NAMES}"></div>'
+           
             "<div class='dense-read'></div>")
 
 
@@ -352,6 +365,7 @@ class Board:
 
     def __init__(self, folder: str | Path | None = None) -> None:
         self.status, self.box = Status(), widgets.VBox()
+        self.box.add_class("dense-board")
         self.folder = Path(folder) if folder else runs_root() / "explored"
         self.file = widgets.Text(self.title.replace(" ", "_"), description="file", layout={"width": "260px"}, tooltip="name of the figure's file")
         self.button = widgets.Button(description="save this figure", icon="save", tooltip="a PNG, and its parameters as JSON beside it")
