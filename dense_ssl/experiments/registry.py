@@ -383,7 +383,7 @@ def collect(jobs: list[Job]) -> list[dict[str, Any]]:
     for job in jobs:
         record = records.setdefault(f"{job.table}.{job.row['id']}", {
             "id": f"{job.table}.{job.row['id']}", "label": job.row["label"], "paper": job.row.get("paper"), "profile": job.profile,
-            "problem": job.problem, "parameters": _portable(job.pretrain), "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
+            "problem": job.problem, "evaluated_on": job.evaluate.get("data"), "parameters": _portable(job.pretrain), "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
             "notebooks": [*([LABELS] if job.labelled else []), *(["02_pretrain.ipynb"] if "pretrain" in job.row else []), job.notebook],
             "command": " ".join(["python -m dense_ssl.experiments.registry --profile", job.profile, "--tables", job.table,
                                  *(["--data"] if job.roots else []), *(f"{k}={v}" for k, v in job.roots.items())])})
@@ -436,7 +436,7 @@ def markdown(title: str, metric: str, records: list[dict[str, Any]], note: str =
     colours = {json.dumps(r["raw_colours"], sort_keys=True): r for r in records if "raw_colours" in r}
     for r in colours.values():
         same, depth = (f"{100 * v:.1f}" if v is not None else "-" for v in r["raw_colours"].values())
-        lines.append(f"\nCoherence of raw colours, {r['parameters']['data']['name']}: same thing {same}, no depth step {depth}.")
+        lines.append(f"\nCoherence of raw colours, {r['evaluated_on']}: same thing {same}, no depth step {depth}.")
     return "\n".join([*lines, *([f"\n{note}"] if note else []), ""])
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #write-tables
