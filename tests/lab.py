@@ -115,11 +115,12 @@ class Lab:
         before = path.stat().st_mtime_ns
         self.command("docmanager:save")
         until = time.monotonic() + seconds
-        while path.stat().st_mtime_ns == before:
-            if time.monotonic() > until:
-                raise AssertionError(f"{notebook} was not saved")
+        while time.monotonic() < until:
+            if path.stat().st_mtime_ns != before:
+                with contextlib.suppress(json.JSONDecodeError):             # it may be half written
+                    return json.loads(path.read_text())
             self.page.wait_for_timeout(50)
-        return json.loads(path.read_text())
+        raise AssertionError(f"{notebook} was not saved")
 
     def close_kernels(self) -> None:
         "Shut down all kernels."
@@ -168,7 +169,8 @@ class Shown:
 
     def click(self, number: int = 0, x: float = 0.5, y: float = 0.5) -> None:
         "Click picture `number` at a relative position."
-        box = self.faces.nth(number).bounding_box()
+        while (box := self.faces.nth(number).bounding_box()) is None:      # it is being replaced
+            self.page.wait_for_timeout(20)
         self.faces.nth(number).click(position={"x": x * box["width"], "y": y * box["height"]})
 
     def status(self) -> str:
@@ -191,6 +193,12 @@ class Shown:
     def button(self, name: str):
         "The button with this text."
         return self.cell.locator("button", has_text=name).first
+
+    def upload(self, name: str, content: bytes) -> None:
+        "Upload a file of this name and content."
+        with self.page.expect_file_chooser() as chooser:
+            self.button("upload").click()
+        chooser.value.set_files({"name": name, "mimeType": "image/png", "buffer": content})
 
     def shot(self, name: str) -> Path:
         "A screenshot of the output."

@@ -6,11 +6,13 @@ Screenshots go to the folder that DENSE_SSL_SCREENSHOTS names, else to a tempora
 import json
 import os
 import shutil
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 import pytest
 from lab import ROOT, Lab, Shown, browser, missing
+from PIL import Image
 
 from dense_ssl.viz.widgets import WIDGET_VIEW, strip_widgets
 
@@ -26,8 +28,13 @@ import torch
 from dense_ssl.core import runs_root
 from dense_ssl.data.catalog import open_data
 from dense_ssl.evaluation.coherence import RawColours
-from dense_ssl.viz.explorer import Explorer
+from dense_ssl.viz.explorer import Explorer, load_sample
+from dense_ssl.viz.label_explorer import LabelExplorer, embedded_labels
 from dense_ssl.viz.pca_explorer import ClusterExplorer, PCAExplorer
+from dense_ssl.viz.run_explorer import RunExplorer
+from dense_ssl.viz.scene_explorer import SceneExplorer
+from dense_ssl.geometry.regions import RegionConfig
+from dense_ssl.viz.region_explorer import RegionExplorer
 
 torch.set_num_threads(1)
 pair = [open_data("room", "test", size=(96, 128), count=8)[i] for i in (0, 5)]
@@ -37,18 +44,17 @@ RUNS = """
 for name, rate in (("slow-0", 0.99), ("fast-1", 0.9)):
     folder = runs_root() / "pretrain" / name
     folder.mkdir(parents=True)
-    (folder / "params.json").write_text(json.dumps({"method": "pixdepth", "steps": 50, "lr": 1 - rate, "data": {"name": "room"}}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": rate ** i}) + chr(10) for i in range(1, 51)))
+    (folder / "params.json").write_text(json.dumps({"method": "pixdepth", "steps": 100, "lr": 1 - rate, "data": {"name": "room"}}))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": rate ** i}) + chr(10) for i in range(50)))
 """
 BOARDS = {
     "similarity": ("Explorer(pair, colours, size=None, offered={}, width=240)", 4),
     "pca": ("PCAExplorer(pair, colours, size=None, offered={}, width=240)", 4),
     "clusters": ("ClusterExplorer(pair, colours, size=None, offered={}, width=240)", 4),
-    "region": ("from dense_ssl.geometry.regions import RegionConfig\nfrom dense_ssl.viz.region_explorer import RegionExplorer\n"
-               "RegionExplorer([open_data('street', 'test', size=(96, 192), count=1)[0]], config=RegionConfig(count=300))", 1),
-    "scene": ("from dense_ssl.viz.scene_explorer import SceneExplorer\nSceneExplorer(size=(96, 192))", 1),
-    "label": ("from dense_ssl.viz.label_explorer import LabelExplorer\nLabelExplorer()", 1),
-    "run": (RUNS + "from dense_ssl.viz.run_explorer import RunExplorer\nRunExplorer()", 1),
+    "region": ("RegionExplorer([open_data('street', 'test', size=(96, 192), count=1)[0]], config=RegionConfig(count=300))", 1),
+    "scene": ("SceneExplorer(size=(96, 192))", 1),
+    "label": ("LabelExplorer()", 1),
+    "run": (RUNS + "RunExplorer()", 1),
 }
 TROUBLE = """
 from torch import nn
@@ -66,7 +72,29 @@ class Slow(Explorer):
         super().prepare()
     def reading(self):
         return f"{super().reading()}, answer {Slow.answers}"
+
+class Torn:
+    def __init__(self, images, torn):
+        self.images, self.torn = images, torn
+    def __len__(self):
+        return len(self.images)
+    def __getitem__(self, i):
+        return load_sample(CORRUPT) if i == self.torn else self.images[i]
+
+proposals = {"kind": "coherent", "count": 150}
+bad = {"colours": RawColours(8), "flat": Flat(), "gone": GONE}
 """
+# Explorers to which something is wrong: name -> the cell.
+TROUBLED = {
+    "trouble": "Explorer(pair[0], dict(bad), size=None, offered={}, width=240)",
+    "slow": "Slow(pair[0], RawColours(8), size=None, offered={}, width=240)",
+    "bad pca": "PCAExplorer(pair[0], dict(bad), size=None, offered={}, width=240)",
+    "bad clusters": "ClusterExplorer(pair[0], dict(bad), size=None, offered={}, width=240)",
+    "bad region": "RegionExplorer(Torn(open_data('street', 'test', size=(48, 96), count=3), 1), config=RegionConfig(count=150), width=300)",
+    "bad scene": "SceneExplorer(Torn(open_data('street', count=8, size=(48, 96), views=1, proposals=proposals), 5), size=(48, 96), width=400)",
+    "bad label": "LabelExplorer(Torn(embedded_labels(4), 2), classes=open_data('room').classes, width=400)",
+    "no label": "LabelExplorer(pair, centres=GONE, width=400)",
+}
 
 
 def notebook(*cells: str) -> str:
@@ -74,6 +102,13 @@ def notebook(*cells: str) -> str:
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
     made.metadata["kernelspec"] = {"display_name": "python3", "language": "python", "name": "python3"}
     return nbformat.writes(made)
+
+
+def picture() -> bytes:
+    "A PNG."
+    file = BytesIO()
+    Image.linear_gradient("L").resize((128, 96)).convert("RGB").save(file, format="png")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -84,10 +119,8 @@ def lab(tmp_path_factory):
     (folder / EXPLORE).parent.mkdir(parents=True)
     shutil.copy(ROOT / "nbs" / EXPLORE, folder / EXPLORE)
     (root / "corrupt.png").write_bytes(b"\x89PNG\r\n\x1a\n, then nothing")
-    encoders = f"""{{"colours": RawColours(8), "flat": Flat(), "gone": {str(root / "gone")!r}}}"""
-    trouble = f"Explorer(pair[0], {encoders}, size=None, offered={{}}, width=240)"
-    slow = "Slow(pair[0], RawColours(8), size=None, offered={}, width=240)"
-    (folder / "boards.ipynb").write_text(notebook(SETUP + TROUBLE, *(cell for cell, _ in BOARDS.values()), trouble, slow))
+    setup = f"CORRUPT, GONE = {str(root / 'corrupt.png')!r}, {str(root / 'gone')!r}\n{SETUP}{TROUBLE}"
+    (folder / "boards.ipynb").write_text(notebook(setup, *(cell for cell, _ in BOARDS.values()), *TROUBLED.values()))
     with browser(folder, shots, root / "runs") as lab:
         yield lab
         print("screenshots:", shots)
@@ -97,7 +130,7 @@ def lab(tmp_path_factory):
 def boards(lab):
     "Every explorer on one page."
     lab.open("boards.ipynb")
-    return {name: lab.board(i + 1) for i, name in enumerate((*BOARDS, "trouble", "slow"))}
+    return {name: lab.board(i + 1) for i, name in enumerate((*BOARDS, *TROUBLED))}
 
 
 @needs_browser
@@ -155,7 +188,7 @@ def test_click(lab: Lab, boards: dict[str, Shown], name: str):
     assert board.faces.count() == BOARDS[name][1] and board.cell.locator("[role=alert]").count() == 0, board.status()
     board.faces.nth(0).scroll_into_view_if_needed()
     before = board.layer()
-    for x, y in ((0.3, 0.7), (0.75, 0.4)):
+    for x, y in ((0.3, 0.7), (0.7, 0.4)):
         board.changes(lambda x=x, y=y: board.click(0, x, y))
     board.shot(name)
     assert board.layer() != before and board.cell.locator("[role=alert]").count() == 0, board.status()
@@ -189,15 +222,16 @@ def test_scene_counterparts(lab: Lab, boards: dict[str, Shown]):
     "As many places are marked as the table says, and another seed brings other scenes."
     board = boards["scene"]
     board.faces.nth(0).scroll_into_view_if_needed()
-    table = board.cell.locator("table[aria-label='the chosen pixel']")
+    table, often = board.cell.locator("table[aria-label='the chosen pixel']"), lambda count: "once" if count == 1 else f"{count} times"
     for x, y in ((0.4, 0.25), (0.1, 0.6)):
         board.changes(lambda x=x, y=y: board.click(0, x, y))
-        board.until(lambda: f"{board.cell.locator('.dense-counterpart').count() - 1} times in " in table.inner_text(), "marks and table disagree")
+        board.until(lambda: f"{often(board.cell.locator('.dense-counterpart').count() - 1)} in " in table.inner_text(), "marks and table disagree")
     board.changes(lambda: board.button("cut from").click())
     picture = board.faces.nth(0).locator("img").get_attribute("src")
     board.field("seed").fill("7")
     board.field("seed").press("Enter")
     board.until(lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture, "another seed, the same scenes")
+    board.until(lambda: "scene 8" in board.layer() and "<img" in board.layer(), "no layer over the new scenes")
     board.shot("scene-cut-from")
     assert not lab.errors
 
@@ -228,9 +262,9 @@ def test_run_alive(lab: Lab, boards: dict[str, Shown]):
     board.changes(lambda: board.click(0, 0.5, 0.5))
     assert board.cell.locator(".dense-step").count() == 1
     with open(folder / "fast-1" / "metrics.jsonl", "a") as file:
-        file.write("nonsense\n" + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(51, 80)) + '{"step": 80, "lo')
+        file.write("nonsense\n" + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(50, 80)) + '{"step": 80, "lo')
     before = board.layer()
-    board.until(lambda: board.layer() != before and "80 of 50" in table.inner_text(), "what was written is not shown")
+    board.until(lambda: board.layer() != before and "80 of 100" in table.inner_text(), "what was written is not shown")
     board.says("line 51 is left out")
     (folder / "late").mkdir()
     (folder / "late" / "params.json").write_text(json.dumps({"method": "cpcdr", "steps": 5}))
@@ -278,6 +312,108 @@ def test_trouble(lab: Lab, boards: dict[str, Shown]):
     answers = int(slow.status().rsplit(" ", 1)[1])
     assert 2 <= answers <= 8, answers                                                   # the ones between were passed over
     assert not lab.errors
+
+
+@needs_browser
+@pytest.mark.parametrize("name", ["bad pca", "bad clusters"])
+def test_bad_encoders(lab: Lab, boards: dict[str, Shown], name: str):
+    "Principal components and clusters: an encoder without a feature map and a missing checkpoint are said in their panels; the third answers."
+    board = boards[name]
+    board.says("flat: encoder gives (1, 3)"), board.says("gone/encoder.json does not exist")
+    board.faces.nth(0).scroll_into_view_if_needed()
+    board.changes(lambda: board.click(0, 0.2, 0.2))
+    board.changes(lambda: board.handle("first" if name == "bad pca" else "clusters").press("ArrowRight"))
+    assert board.faces.count() == 3 and board.layers.nth(0).locator("img").count() == 1 and board.layers.nth(1).locator("img").count() == 0
+    board.shot(name.replace(" ", "-"))
+    board.field("another").fill(str(lab.folder.parent / "corrupt.png"))
+    board.button("add below").click()
+    board.says("corrupt.png: is not a whole image")
+    assert not lab.errors
+
+
+@needs_browser
+@pytest.mark.parametrize("name, control, value, good", [("bad region", "image", "1", "2"), ("bad scene", "images", "1", "0")])
+def test_bad_images(lab: Lab, boards: dict[str, Shown], name: str, control: str, value: str, good: str):
+    "A corrupt image is named; what was shown before can still be clicked, and another image comes."
+    board = boards[name]
+    board.faces.nth(0).scroll_into_view_if_needed()
+    board.changes(lambda: board.click(0, 0.3, 0.3))
+    board.field(control).fill(value)
+    board.field(control).press("Enter")
+    board.says("corrupt.png: is not a whole image")
+    board.shot(name.replace(" ", "-"))
+    board.changes(lambda: board.click(0, 0.6, 0.8))
+    board.field(control).fill(good)
+    board.field(control).press("Enter")
+    board.until(lambda: not board.cell.locator("[role=alert]").count(), "the error is still shown")
+    board.changes(lambda: board.click(0, 0.4, 0.3))
+    assert not lab.errors
+
+
+@needs_browser
+def test_bad_labels(lab: Lab, boards: dict[str, Shown]):
+    "A corrupt image is left out, and said to be; without the centres' file there is nothing but the sentence that names it."
+    board, none = boards["bad label"], boards["no label"]
+    board.says("1 of 4 images are left out"), none.says("gone")
+    board.shot("bad-label"), none.shot("no-label")
+    board.changes(lambda: board.click(0, 0.15, 0.4))
+    none.click(0, 0.5, 0.5)
+    none.button("all labels").click()
+    none.until(lambda: bool(none.status()), "nothing is said")
+    assert none.cell.locator("table").count() == 0 and not lab.errors
+
+
+@needs_browser
+def test_sources(lab: Lab, boards: dict[str, Shown]):
+    "An upload, a corrupt one, a seed of another world: as one more row; a figure with its JSON; the foreground; fewer encoders."
+    board = boards["similarity"]
+    board.faces.nth(0).scroll_into_view_if_needed()
+    board.upload("corrupt.png", b"nothing")
+    board.says("corrupt.png: is not a whole image")
+    board.upload("mine.png", picture())
+    board.until(lambda: board.faces.count() == 6 and "mine.png" in board.status(), "the upload is not shown")
+    board.field("another").fill("street:4")
+    board.button("show instead").click()
+    board.until(lambda: "street:4" in board.status(), "the street is not shown")
+    board.field("masks").select_option("product")
+    board.field("depths").fill("0.05 0.1 0.9")
+    board.field("depths").press("Enter")
+    board.until(lambda: "threshold 3" in board.layer(4), "no outlines of three thresholds")
+    board.shot("sources")
+    board.button("remove").click()
+    board.until(lambda: board.faces.count() == 4, "the street is not removed")
+    board.field("encoders").select_option("coarse")
+    board.until(lambda: board.faces.count() == 2, "one encoder is chosen, two are shown")
+    board.field("encoders").select_option(["colours", "coarse"])
+    board.until(lambda: board.faces.count() == 4, "two encoders are chosen, one is shown")
+    for name, board in boards.items():
+        if name in BOARDS:
+            board.field("file").fill(f"by hand {name}")
+            board.button("save this figure").click()
+            board.says("saved ")
+            about = lab.folder.parent / "runs" / "explored" / f"by hand {name}.json"
+            assert json.loads(about.read_text()) and about.with_suffix(".png").stat().st_size > 1000
+    board = boards["pca"]
+    black = board.changes(lambda: board.handle("foreground").press("End"))
+    board.changes(lambda: board.field("show").select_option("one"))
+    assert board.layer() != black and "component 1:" in board.cell.locator(".jp-Cell-outputArea").inner_text() and not lab.errors
+
+
+@needs_browser
+def test_accessible(lab: Lab, boards: dict[str, Shown]):
+    "Whatever takes the focus has a name, also for a screen reader; the keyboard reaches it, and it shows that it has the focus."
+    for name in BOARDS:
+        cell = boards[name].cell
+        nameless = cell.locator(".dense-board").first.evaluate("""board => [...board.querySelectorAll(
+            'button, select, input:not([type=file]), [role=slider], [contenteditable=true], [tabindex="0"]')].filter(
+            e => e.offsetParent && !(e.ariaLabel || e.textContent.trim() && !e.matches('.widget-readout, select') || e.labels?.[0]?.textContent.trim()
+                                     || e.closest('label')?.textContent.trim())).map(e => e.outerHTML)""")
+        assert not nameless, (name, nameless)
+        slider = cell.get_by_role("slider").first
+        slider.focus()
+        lab.page.keyboard.press("Shift+Tab"), lab.page.keyboard.press("Tab")                # by the keyboard, so that the ring is wanted
+        focused = "const e = document.activeElement; const s = getComputedStyle(e); return [e.closest('.dense-board') != null, s.outlineStyle]"
+        assert lab.page.evaluate(f"() => {{ {focused} }}") == [True, "solid"], name
 
 
 @needs_browser

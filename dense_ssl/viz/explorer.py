@@ -7,6 +7,7 @@ __all__ = ['RULES', 'load_sample', 'read_upload', 'finished_encoders', 'Gallery'
            'lay_out', 'wrapped', 'Sources', 'numbers', 'explorer_controls', 'Explorer', 'panels_figure', 'whole']
 
 # %% ../../nbs/09_viz/11_explorer.ipynb #imports
+import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -344,7 +345,7 @@ def _panel(board: Panels, sample: Sample, label: str) -> tuple[ClickImage, widge
 def lay_out(board: Panels) -> None:
     """Make the panels of the images and encoders that a board shows now, keep those that it has, and answer."""
     if not board.panels:                                       # nobody sees the status line yet
-        for image, label in tqdm(list(product(range(len(board.gallery.samples)), board.labels)), desc="features", delay=1, leave=False):
+        for image, label in tqdm(list(product(range(len(board.gallery.samples)), board.labels)), desc="features", delay=1, leave=False, file=sys.stdout):
             with suppress(ValueError):                         # the panel will say it
                 board.gallery.features(image, label)
     shown = {(id(sample), label): sample for sample in board.gallery.samples for label in board.labels}

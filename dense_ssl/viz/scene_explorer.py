@@ -251,6 +251,10 @@ class _SceneBoard(Board):
         return {"images": [s.name for s in state.samples], "seed": state.seed, "copy_paste": state.config.model_dump(), "found": chosen}
 
 # %% ../../nbs/09_viz/13_scene_explorer.ipynb #found-html
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _found_html(state: SceneState, found: Counterparts | None) -> str:
     "What a click found, in words."
     if found is None:
@@ -259,9 +263,9 @@ def _found_html(state: SceneState, found: Counterparts | None) -> str:
     views, pasted, size = len(found.points[:, 0].unique()), int(found.pasted.sum()), tuple(sample.image.shape[1:])
     area, pastes = int((sample.regions == found.region - state.views.sources.offset[found.source]).sum()), int((table.region == found.region).sum())
     share = area / (size[0] * size[1])
-    region = "none: it is only seen in place" if found.region < 0 else f"{found.region}, {area} pixels ({share:.1%}), pasted {pastes} times"
+    region = "none: it is only seen in place" if found.region < 0 else f"{found.region}, {area} pixels ({share:.1%}), pasted {_times(pastes)}"
     rows = {"source": f"{sample.name} (image {found.source + 1}), row {found.xy[1]:.1f}, column {found.xy[0]:.1f}", "region": region,
-            "seen": f"{len(found.points)} times in {views} of {len(state.scenes)} scenes: {len(found.points) - pasted} in place, {pasted} pasted"}
+            "seen": f"{_times(len(found.points))} in {views} of {len(state.scenes)} scenes: {len(found.points) - pasted} in place, {pasted} pasted"}
     left = "style='text-align:left;padding-right:1em'"
     return "<table aria-label='the chosen pixel'>" + "".join(
         f"<tr><th scope='row' {left}>{k}</th><td {left}>{escape(v)}</td></tr>" for k, v in rows.items()) + "</table>"

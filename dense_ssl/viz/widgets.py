@@ -262,7 +262,6 @@ def _face(image: Tensor | np.ndarray, label: str, width: int, height: int) -> st
             f'onclick="{_CLICK}" onkeydown="{_KEY}" onmousemove="{_HOVER}" onmouseleave="{_LEAVE}">'
             f"<img src='{data_uri(image, 'jpeg', 2 * width)}' alt='{words}' width={width} height={height} draggable='false' "
             f'onload="{_NAMES}"></div>'
-           
             "<div class='dense-read'></div>")
 
 
@@ -395,10 +394,13 @@ class Board:
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         bundle = dict(self.box._repr_mimebundle_())
-        with self.status.guarded():
+        try:
             file = BytesIO()
             self.figure().savefig(file, format="jpeg", dpi=self.dpi, bbox_inches="tight", pil_kwargs={"quality": 85})
             bundle["image/jpeg"] = base64.b64encode(file.getvalue()).decode()
+        except Exception as error:
+            if self.status.error is None:                       # else what went wrong first is the reason
+                self.status.fail(error)
         return {**bundle, "text/plain": f"{self.title}: run this cell in JupyterLab to use it"}
 
 # %% ../../nbs/09_viz/10_widgets.ipynb #strip-widgets
