@@ -185,8 +185,9 @@ def _labelled(job: Job, profile: dict[str, Any], data: dict[str, Any], target: d
     return {**data, "name": "folder", "root": job.labels.get("images") or str(job.labelled / "images"), "options": options}
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #plan
-EVALUATION = {"coherence": "coherence", "linear_probe": "probe", "linear_probe_unet": "probe", "segmentation_frozen": "segmentation", "segmentation_finetuned": "segmentation",
-              "clustering": "clustering", "detection": "detection"}  # which module of `evaluation` makes a protocol's number
+EVALUATION = {"coherence": "coherence", "linear_probe": "probe", "linear_probe_unet": "probe", "segmentation_frozen": "segmentation",
+              "segmentation_finetuned": "segmentation", "clustering": "clustering",
+              "detection": "detection"}  # which module of `evaluation` makes a protocol's number
 
 
 def plan(profile_name: str, select: dict[str, dict[str, list[str] | str]] | None = None, roots: dict[str, str] | None = None,
@@ -383,7 +384,8 @@ def collect(jobs: list[Job]) -> list[dict[str, Any]]:
     for job in jobs:
         record = records.setdefault(f"{job.table}.{job.row['id']}", {
             "id": f"{job.table}.{job.row['id']}", "label": job.row["label"], "paper": job.row.get("paper"), "profile": job.profile,
-            "problem": job.problem, "evaluated_on": job.evaluate.get("data"), "parameters": _portable(job.pretrain), "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
+            "problem": job.problem, "evaluated_on": job.evaluate.get("data"), "parameters": _portable(job.pretrain),
+            "seeds": [], "values": {}, "protocols": {}, "runs": [], "seconds": [],
             "notebooks": [*([LABELS] if job.labelled else []), *(["02_pretrain.ipynb"] if "pretrain" in job.row else []), job.notebook],
             "command": " ".join(["python -m dense_ssl.experiments.registry --profile", job.profile, "--tables", job.table,
                                  *(["--data"] if job.roots else []), *(f"{k}={v}" for k, v in job.roots.items())])})

@@ -172,7 +172,8 @@ class GeoSets(nn.Module):
                              f"{stage_one}, {depth_weight}, {temperature}, {matches}, {smallest}, {out} and {set_cells}")
         first = {name for name, wanted in (("view", view), ("geo", geo), ("depth", depth_weight)) if wanted}
         if (stage_one and not first) or (stage_one < 1 and not second):
-            raise ValueError(f"stage_one is {stage_one}, and a stage has no loss; needs view, geo or a depth_weight, or stage_one 0; and second, or stage_one 1")
+            raise ValueError(f"stage_one is {stage_one}, and a stage has no loss; needs view, geo or a depth_weight, or stage_one 0; and second, "
+                             "or stage_one 1")
         self.losses = first if stage_one else set(), set(second) if stage_one < 1 else set()
         used, self.depth_weight = self.losses[0] | self.losses[1], depth_weight
         if "geo" in used and not posed:
