@@ -472,16 +472,22 @@ def figure_parameters(jobs: list[Job], paper: str, tables: list[str]) -> dict[st
     return found
 
 
-def draw_figures(jobs: list[Job], profile: str, out: Path) -> None:
-    """Execute the figure notebook of every paper that `jobs` has encoders for, unless its figures are there."""
+def draw_figures(jobs: list[Job], profile: str, out: Path, lanes: int | None = None) -> list[str]:
+    """Execute the figure notebook of every paper that `jobs` has encoders for, unless its figures are there; the messages of what failed."""
+    tasks: dict[str, Callable[[], None]] = {}
+
+    def draw(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
+        papermill(notebook, folder, parameters, env={"OMP_NUM_THREADS": "1"})
+        write_json(folder / "done.json", {"out": str(out)})
+
     for paper in dict.fromkeys(job.table.split(".")[0] for job in jobs):
         entry = read_yaml(f"{paper}.yaml")["figures"]
         if parameters := figure_parameters(jobs, paper, entry["tables"]):
             parameters |= {"out": str(out), "size": 896 if profile == "paper" else 256, **entry.get("parameters", {}).get(profile, {})}
             folder = run_folder("figures", f"{profile}-{paper}", parameters, entry["module"])
             if not is_done(folder) or not list(out.glob(f"{paper}-*.png")):
-                papermill(entry["notebook"], folder, parameters)
-                write_json(folder / "done.json", {"out": str(out)})
+                tasks[folder.name] = partial(draw, entry["notebook"], folder, parameters)
+    return _side_by_side(tasks, lanes or _lanes(), print)
 
 
 def reproduce(profile: str, select: dict[str, Any] | None = None, roots: dict[str, str] | None = None, seeds: list[int] | None = None,
@@ -491,7 +497,7 @@ def reproduce(profile: str, select: dict[str, Any] | None = None, roots: dict[st
     failed = run_jobs(jobs, launch, lanes)
     out = out or repo_root() / "figures" / profile
     tables = write_tables(jobs, out)
-    draw_figures(jobs, profile, out)
+    failed += draw_figures(jobs, profile, out, lanes)
     for path in tables:
         print("\n" + path.read_text(encoding="utf-8"))
     print(f"tables and figures: {out}\nruns: {runs_root()}\n{time.monotonic() - began:.0f} s")
