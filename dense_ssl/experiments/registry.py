@@ -477,6 +477,8 @@ def draw_figures(jobs: list[Job], profile: str, out: Path, lanes: int | None = N
     tasks: dict[str, Callable[[], None]] = {}
 
     def draw(notebook: str, folder: Path, parameters: dict[str, Any]) -> None:
+        for earlier in folder.parent.glob(f"{folder.name.rpartition('-')[0]}-*/done.json"):
+            earlier.unlink()  # its pictures are overwritten
         papermill(notebook, folder, parameters, env={"OMP_NUM_THREADS": "1"})
         write_json(folder / "done.json", {"out": str(out)})
 
