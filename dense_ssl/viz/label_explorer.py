@@ -7,9 +7,8 @@ __all__ = ['ORDERS', 'LAYERS', 'with_auxiliary', 'embedded_labels', 'LabelState'
            'label_figure', 'LabelExplorer']
 
 # %% ../../nbs/09_viz/14_label_explorer.ipynb #c1f0im00
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -220,18 +219,20 @@ class _LabelBoard(Board):
         """Light a label in all pictures. Raises: `ValueError` for one that does not occur."""
         if self.state is None or label not in self.state.labels.tolist():
             raise ValueError(f"label {label} does not occur; there are {[] if self.state is None else self.state.labels.tolist()}")
-        self.label, self.quiet = label, True
-        self.controls["label"].value, self.quiet = label, False
+        self.label = label
+        with self.quietly():
+            self.controls["label"].value = label
         self.draw()
 
     def sort(self) -> None:
         """List the labels in the chosen order."""
         if self.state is None:
             return
-        self.listed, self.quiet = label_facts(self.state, self.controls["order"].value), True
+        self.listed = label_facts(self.state, self.controls["order"].value)
         text = {f.label: f"{f.label}: {f.share:.1%}" + (f", {f.match} {f.iou:.2f}" if f.match else "") for f in self.listed}
-        self.controls["label"].options = [(text[f.label], f.label) for f in self.listed]
-        self.controls["label"].value, self.quiet = self.label, False
+        with self.quietly():
+            self.controls["label"].options = [(text[f.label], f.label) for f in self.listed]
+            self.controls["label"].value = self.label
         self.draw()
 
     def draw(self) -> None:
@@ -258,7 +259,7 @@ class LabelExplorer(_LabelBoard):
                  classes: Sequence[str] | None = None, most: int = 24, shown: int = 8, width: int = 800,
                  folder: str | Path | None = None, **vote: Any):
         super().__init__(folder)
-        self.state, self.tiles, self.label, self.shown, self.listed, self.quiet = None, None, -1, shown, [], False
+        self.state, self.tiles, self.label, self.shown, self.listed = None, None, -1, shown, []
         self.click, self.table = ClickImage(np.full((24, 48), 200, np.uint8), "no images", self.picked, width, status=self.status), widgets.HTML()
         with self.status.guarded():
             samples, bad = (embedded_labels(), []) if images is None and centres is None else _readable([] if images is None else images, most)
@@ -268,7 +269,7 @@ class LabelExplorer(_LabelBoard):
         self.controls = _label_controls(len(self.state.samples) if self.state else 1, shown)
         calls = {"first": Latest(self.page), "order": self.sort, "label": lambda: self.choose(self.controls["label"].value)}
         for name, control in self.controls.items():
-            control.observe(self.status.guard(partial(self._heard, calls.get(name, self.draw))), "value")
+            self.listen(control, calls.get(name, self.draw))
         if self.state is not None:
             self.sort(), self.page()
             if bad:
@@ -276,10 +277,6 @@ class LabelExplorer(_LabelBoard):
         choices, shows, lists = (widgets.HBox([self.controls[n] for n in names], layout={"flex_flow": "row wrap"})
                                  for names in (("label", "first"), ("show", "strength"), ("order",)))
         self.arrange(choices, self.click.widget, shows, lists, self.table)
-
-    def _heard(self, call: Callable[[], None], change: dict[str, Any]) -> None:
-        if not self.quiet:
-            call()
 
     def figure(self) -> Figure:
         """See `label_figure`. Raises: `ValueError` while there is nothing to draw."""

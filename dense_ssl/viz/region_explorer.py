@@ -8,8 +8,7 @@ __all__ = ['LAYERS', 'CHOICES', 'changed_config', 'regrouped', 'RegionState', 'R
 
 # %% ../../nbs/09_viz/12_region_explorer.ipynb #a1f0imp0
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -263,11 +262,10 @@ class _RegionBoard(Board):
         "Set the controls to what the state says, the round to the last if it was that, and draw."
         rounds, slider = len(self.state.grouping.rounds), self.controls["round"]
         value = rounds if slider.value == slider.max else min(slider.value, rounds)
-        self.quiet = True
-        for name in CHOICES:
-            self.controls[name].value = getattr(self.state.config, name)
-        slider.max, slider.value = rounds, value
-        self.quiet = False
+        with self.quietly():
+            for name in CHOICES:
+                self.controls[name].value = getattr(self.state.config, name)
+            slider.max, slider.value = rounds, value
         self.draw()
 
     def draw(self) -> None:
@@ -296,7 +294,7 @@ class RegionExplorer(_RegionBoard):
                  folder: str | Path | None = None):
         super().__init__(folder)
         self.images = StreetWorld("test", count=12, size=(384, 768), views=1) if images is None else images
-        self.config, self.state, self.quiet, self.table = config, None, False, widgets.HTML()
+        self.config, self.state, self.table = config, None, widgets.HTML()
         self.click = ClickImage(np.full((24, 48), 200, np.uint8), "no image", lambda row, col: self.draw(), width, status=self.status)
         self.controls = _controls(config, len(self.images), index)
         self.reset = widgets.Button(description="first values", icon="undo", tooltip="the choices that the explorer was opened with")
@@ -311,12 +309,8 @@ class RegionExplorer(_RegionBoard):
         regroup, reopen = Latest(self.regroup), Latest(self.open)
         calls = {"index": lambda: reopen(self.controls["index"].value), **dict.fromkeys(("show", "round", "strength"), self.draw)}
         for name, control in self.controls.items():
-            control.observe(self.status.guard(partial(self._heard, calls.get(name, regroup))), "value")
+            self.listen(control, calls.get(name, regroup))
         self.reset.on_click(self.status.guard(lambda _: regroup(**{name: getattr(self.config, name) for name in CHOICES})))
-
-    def _heard(self, call: Callable[[], None], change: dict[str, Any]) -> None:
-        if not self.quiet:
-            call()
 
     def figure(self) -> Figure:
         """See `region_figure`. Raises: `ValueError` while there is no image."""

@@ -11,9 +11,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, ClassVar
@@ -303,7 +301,7 @@ class _RunBoard(Board):
         runs, metric, state = self.controls["runs"], self.controls["metric"], self.state
         known, chosen = {name for _, name in runs.options}, list(runs.value)
         chosen += [name for name in state.runs if name not in known][max(0, len(chosen) - 8):][-8:]
-        with self._quietly():
+        with self.quietly():
             runs.options = [(f"{STATES[run.state]} {name}", name) for name, run in reversed(state.runs.items())]
             runs.value = [name for name in chosen if name in state.runs]
             metrics, before = state.metrics(list(state.runs)) or ["loss"], metric.value
@@ -320,7 +318,7 @@ class _RunBoard(Board):
         canvas.draw()
         self.picture, self.axes = data_uri(np.asarray(canvas.buffer_rgba())), figure.axes[0]
         last = max([self.state.runs[n].log.lines[-1]["step"] for n in names if self.state.runs[n].log.lines], default=0)
-        with self._quietly():
+        with self.quietly():
             self.controls["step"].max = max(1, last)
         self.point()
 
@@ -354,7 +352,7 @@ class _LiveBoard(_RunBoard):
     def open(self) -> None:
         """Show the chosen stage."""
         self.state, self.drawn, self.step = RunsState(self.root / self.controls["stage"].value, self.life), (), None
-        with self._quietly():
+        with self.quietly():
             self.controls["runs"].options = []
         self._update()
         self.watch()
@@ -382,26 +380,13 @@ class _LiveBoard(_RunBoard):
         self.status.guard(self._update)()
         return True
 
-    @contextmanager
-    def _quietly(self) -> Iterator[None]:
-        "What this thread sets is no choice of the user's."
-        self.hushed.add(threading.get_ident())
-        try:
-            yield
-        finally:
-            self.hushed.discard(threading.get_ident())
-
-    def _heard(self, call: Callable[[], None], change: dict[str, Any]) -> None:
-        if threading.get_ident() not in self.hushed:
-            call()
-
 # %% ../../nbs/09_viz/15_run_explorer.ipynb #run-steps
 class _SteppingBoard(_LiveBoard):
     "How `RunExplorer` chooses a step, and what it saves."
 
     def at_step(self, step: int) -> None:
         """Choose a step; the table says what was logged nearest to it."""
-        with self._quietly():
+        with self.quietly():
             self.controls["step"].value = step
         self.step = self.controls["step"].value                                     # not beyond the last
         self.point()
@@ -432,7 +417,7 @@ class RunExplorer(_SteppingBoard):
     def __init__(self, runs: str | Path | None = None, stage: str | None = None, seconds: float = 2.0, alive: float = 60.0, width: int = 660,
                  folder: str | Path | None = None):
         super().__init__(folder)
-        self.root, self.seconds, self.life, self.drawn, self.hushed = Path(runs or runs_root()), seconds or 1.0, alive, (), set()
+        self.root, self.seconds, self.life, self.drawn = Path(runs or runs_root()), seconds or 1.0, alive, ()
         self.controls, self.table = _run_controls(self.seconds, width), widgets.HTML()
         self.again = widgets.Button(description="look again", icon="refresh", tooltip="read what is new now")
         self.click = ClickImage(np.full((429, 924), 255, np.uint8), "curves of the chosen runs over the steps", self._at, width, step=(9, 9),
@@ -450,5 +435,5 @@ class RunExplorer(_SteppingBoard):
     def _listen(self) -> None:
         calls = {"stage": self.open, "step": lambda: self.at_step(self.controls["step"].value), "alive": self.watch}
         for name, control in self.controls.items():
-            control.observe(self.status.guard(partial(self._heard, calls.get(name, self._update))), "value")
+            self.listen(control, calls.get(name, self._update))
         self.again.on_click(self.status.guard(lambda _: self._update()))

@@ -7,8 +7,7 @@ __all__ = ['LAYERS', 'Tiles', 'Counterparts', 'region_maps', 'SceneState', 'scen
            'scene_figure', 'telling_pixel', 'SceneExplorer']
 
 # %% ../../nbs/09_viz/13_scene_explorer.ipynb #b1f0im00
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -295,7 +294,7 @@ class SceneExplorer(_SceneBoard):
         self.controls = self._controls(groups, seed)
         reopen = Latest(self.open)
         for name, control in self.controls.items():
-            control.observe(self.status.guard(partial(self._heard, self.draw if name in ("show", "strength") else reopen)), "value")
+            self.listen(control, self.draw if name in ("show", "strength") else reopen)
         self.status.guard(self.open)()
         choices, shown = (widgets.HBox([self.controls[n] for n in names], layout={"flex_flow": "row wrap"})
                           for names in (("group", "seed", "pastes", "mixed"), ("show", "strength")))
@@ -310,7 +309,3 @@ class SceneExplorer(_SceneBoard):
                 "mixed": widgets.Checkbox(self.config.depth_mix, description="the nearer pixel wins", indent=False, layout={"width": "200px"}),
                 "show": widgets.ToggleButtons(options=LAYERS, description="show", style={"button_width": "90px"}),
                 "strength": widgets.FloatSlider(0.6, min=0, max=1, step=0.05, description="strength", continuous_update=False)}
-
-    @staticmethod
-    def _heard(call: Callable[[], None], change: dict[str, Any]) -> None:
-        call()

@@ -363,7 +363,7 @@ class Board:
     dpi = 75
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        self.status, self.box = Status(), widgets.VBox()
+        self.status, self.box, self.hushed = Status(), widgets.VBox(), set()
         self.box.add_class("dense-board")
         self.folder = Path(folder) if folder else runs_root() / "explored"
         self.file = widgets.Text(self.title.replace(" ", "_"), description="file", layout={"width": "260px"}, tooltip="name of the figure's file")
@@ -373,6 +373,19 @@ class Board:
     def arrange(self, *rows: widgets.Widget) -> None:
         """Put widgets one below the other; the button and the status line come last."""
         self.box.children = (*rows, widgets.HBox([self.file, self.button]), self.status.widget)
+
+    def listen(self, control: widgets.Widget, call: Callable[[], None]) -> None:
+        """`call` when the user changes the value of `control`; errors go to the status line."""
+        control.observe(self.status.guard(lambda _: None if threading.get_ident() in self.hushed else call()), "value")
+
+    @contextmanager
+    def quietly(self) -> Iterator[None]:
+        """What this thread sets inside is no choice of the user's: those who `listen` are not called."""
+        self.hushed.add(threading.get_ident())
+        try:
+            yield
+        finally:
+            self.hushed.discard(threading.get_ident())
 
     def figure(self) -> Figure:
         """What is shown, as a static figure."""
