@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Generator
+from lightning_utilities.core.apply_func import apply_to_collection
+from torch import Generator, Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from .views import BadSample, Sample, View, paired_views, sample_generator, stack_views
@@ -115,8 +116,12 @@ class Batch:
     skipped: list[str]
 
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch with its inputs on `device`."""
+        """The same batch with its inputs on `device`; a copy from pinned memory to a GPU does not wait."""
         return replace(self, inputs=tuple(x.to(device) for x in self.inputs))
+
+    def pin_memory(self) -> "Batch":
+        """The same batch in pinned memory; a loader with `pin_memory` calls it."""
+        return replace(self, inputs=apply_to_collection(self.inputs, Tensor, Tensor.pin_memory))
 
 
 @dataclass(slots=True)

@@ -41,10 +41,10 @@ def normalize_depth(depth: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.where(good, unit, torch.nan)
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #overlap
-def _overlap(source: int, target: int) -> Tensor:
+def _overlap(source: int, target: int, device: torch.device) -> Tensor:
     "(target, source): length of the source pixel that lies in each target cell, in source pixels."
-    edges = torch.arange(target + 1, dtype=torch.float64) * source / target
-    pixel = torch.arange(source, dtype=torch.float64)
+    edges = torch.arange(target + 1, dtype=torch.float64, device=device) * source / target
+    pixel = torch.arange(source, dtype=torch.float64, device=device)
     shared = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
     return torch.where(shared > 1e-9, shared, 0).float()
 
@@ -62,8 +62,7 @@ def resize_depth(depth: Tensor, size: int | tuple[int, int]) -> Tensor:
         raise ValueError(f"depth is {depth.dtype} of shape {tuple(depth.shape)}; needs floating point (..., H, W)")
     if h < 1 or w < 1:
         raise ValueError(f"size is ({h}, {w}); needs at least one row and one column")
-    rows = _overlap(depth.shape[-2], h).to(depth.device)
-    columns = _overlap(depth.shape[-1], w).to(depth.device)
+    rows, columns = (_overlap(n, m, depth.device) for n, m in zip(depth.shape[-2:], (h, w), strict=True))
     valid = depth.isfinite()
     total = rows @ torch.where(valid, depth, 0).float() @ columns.T
     weight = rows @ valid.float() @ columns.T

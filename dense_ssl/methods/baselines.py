@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..core import read_json
 from ..data.views import View
 from ..models.encoders import Encoder, load_encoder, read_weights
-from ..models.heads import PixelProjector, collapse_signals, momentum_copy, momentum_update
+from ..models.heads import Counter, PixelProjector, collapse_signals, momentum_copy, momentum_update
 from ..models.semantic_fpn import SemanticFPN
 from ..objectives.instance_contrast import dense_info_nce, info_nce
 from ..objectives.prototypes import prototype_signals, sinkhorn
@@ -46,7 +46,7 @@ class RowQueue(nn.Module):
         if size < 1:
             raise ValueError(f"a queue needs room for at least 1 row, not {size}")
         self.register_buffer("rows", F.normalize(torch.randn(size, width), dim=1))
-        self.register_buffer("pushed", torch.zeros((), dtype=torch.long))
+        self.pushed = Counter()
         self.waiting: list[Tensor] = []
 
     def wait(self, rows: Tensor) -> None:
@@ -59,14 +59,14 @@ class RowQueue(nn.Module):
         """Let all waiting rows take the places of the oldest ones. All processes must call it."""
         for rows in self.waiting:
             rows = gather_rows(rows)
-            size, at = len(self.rows), int(self.pushed) + torch.arange(len(rows), device=rows.device)
+            size, at = len(self.rows), self.pushed.value + torch.arange(len(rows), device=rows.device)
             self.rows[at[-size:] % size] = rows[-size:]
-            self.pushed += len(rows)
+            self.pushed.value += len(rows)
         self.waiting.clear()
 
     def filled(self) -> Tensor:
         """The rows that were pushed and are still there, in no order of age."""
-        return self.rows[: min(int(self.pushed), len(self.rows))]
+        return self.rows[:self.pushed.value]
 
 # %% ../../nbs/06_methods/02_baselines.ipynb #globalhead
 class GlobalHead(nn.Sequential):
@@ -188,11 +188,11 @@ class SwAV(nn.Module):
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), PixelProjector(encoder.channels, hidden, out), nn.Flatten())
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, out), dim=1))
         self.queues = nn.ModuleList(RowQueue(queue, out) for _ in range(2)) if queue else None
-        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+        self.steps = Counter()
 
     def _stored(self) -> tuple[Tensor, Tensor] | None:
         "This process's share of the queues, once they are full."
-        if self.queues is None or len(self.queues[0].filled()) < len(self.queues[0].rows) or int(self.queues[0].pushed) == 0:
+        if self.queues is None or len(self.queues[0].filled()) < len(self.queues[0].rows):
             return None
         rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
         return tuple(q.rows[rank::world] for q in self.queues)
@@ -201,7 +201,7 @@ class SwAV(nn.Module):
         """The loss of a batch of view pairs and, where asked for, what to watch while training."""
         z1, z2 = (F.normalize(self.head(self.encoder(v.image)), dim=1) for v in (first, second))
         c = self.prototypes
-        if int(self.steps) < self.freeze:  # a gradient of 0, not none: several processes wait for one
+        if self.steps.value < self.freeze:  # a gradient of 0, not none: several processes wait for one
             c = c.detach() + 0 * c
         loss = swap_loss(z1, z2, c, self.temperature, self.epsilon, self.iterations, self._stored())
         if self.queues is not None:
@@ -213,7 +213,7 @@ class SwAV(nn.Module):
     def after_step(self, step: int, steps: int) -> None:
         """Bring the prototypes back to unit length and take in the stored rows; to be called after every optimizer step."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-        self.steps.fill_(step + 1)
+        self.steps.value = step + 1
         for queue in self.queues or ():
             queue.push()
 
@@ -224,13 +224,12 @@ def resample(features: Tensor, seen: View, wanted: View) -> tuple[Tensor, Tensor
     features: (B, C, h, w). seen, wanted: the views at feature resolution (`view.at((h, w))`).
     Raises: `ValueError` for a map with fewer than 2 x 2 cells, or views of another size.
     """
-    size = torch.tensor(features.shape[-2:], device=features.device)
     if min(features.shape[-2:]) < 2 or any(v.xy.shape[-2:] != features.shape[-2:] for v in (seen, wanted)):
         raise ValueError(f"features are {tuple(features.shape)} with views of {tuple(seen.xy.shape[-2:])} and {tuple(wanted.xy.shape[-2:])} "
                          "cells; needed: the same for all, at least 2 x 2")
     first, last = seen.xy[:, :, 0, 0, None, None], seen.xy[:, :, -1, -1, None, None]
     grid = 2 * (wanted.xy - first) / (last - first) - 1  # -1 and 1 are the centres of the outermost cells
-    inside = (grid.abs() <= 1 + 1 / (size.flip(0)[:, None, None] - 1)).all(1)
+    inside = torch.stack([g.abs() <= 1 + 1 / (n - 1) for g, n in zip(grid.unbind(1), features.shape[:1:-1], strict=True)], 1).all(1)
     return F.grid_sample(features, grid.permute(0, 2, 3, 1).to(features.dtype), padding_mode="border", align_corners=True), inside
 
 # %% ../../nbs/06_methods/02_baselines.ipynb #cluster-loss
@@ -286,6 +285,7 @@ class PiCIE(nn.Module):
             self.network = nn.Sequential(OrderedDict(encoder=encoder, decoder=nn.Conv2d(encoder.channels, out, 1)))
         self.banks = nn.ModuleList(RowQueue(bank, out) for _ in range(2))
         self.register_buffer("centroids", torch.zeros(2, clusters, out))
+        self.fitted = Counter()
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
         """The loss of a batch of view pairs and, where asked for, what to watch while training."""
@@ -293,9 +293,9 @@ class PiCIE(nn.Module):
         one, two = (v.at(tuple(maps[0].shape[-2:])) for v in (first, second))
         for bank, x in zip(self.banks, maps, strict=True):
             cells = F.normalize(x.detach().float(), dim=1).flatten(2).mT
-            chosen = torch.linspace(0, cells.shape[1] - 1, min(self.pixels, cells.shape[1])).round().long()
+            chosen = torch.linspace(0, cells.shape[1] - 1, min(self.pixels, cells.shape[1]), device=x.device).round().long()
             bank.wait(cells[:, chosen].flatten(0, 1))
-        if not self.centroids.any():  # the first batch of a run
+        if not self.fitted.value:  # the first batch of a run
             self._fit([gather_rows(bank.waiting[0]) for bank in self.banks])
         z1, seen = resample(maps[0], one, two)
         loss = cluster_loss(z1, maps[1], *self.centroids, seen)
@@ -308,8 +308,9 @@ class PiCIE(nn.Module):
     @torch.no_grad()
     def _fit(self, rows: list[Tensor]) -> None:
         "New centroids of both views, from the present ones where there are any."
-        start = self.centroids if self.centroids.any() else (None, None)
+        start = self.centroids if self.fitted.value else (None, None)
         self.centroids.copy_(torch.stack([fit_centroids(r, s, self.clusters) for r, s in zip(rows, start, strict=True)]))
+        self.fitted.value += 1
 
     def after_step(self, step: int, steps: int) -> None:
         """Take in the features and, every `refit` steps, move the centroids; to be called after every optimizer step."""

@@ -18,16 +18,16 @@ def distance_mask(xy1: Tensor, xy2: Tensor, threshold: float, scale: float | Ten
     """Pairs that are near in the image: `dist / scale <= threshold` (PixDepth Eq. 1).
 
     xy1, xy2: source positions (B, N1, 2), (B, N2, 2). scale: the distance that counts as 1, a number or (B,), in the unit of xy.
-    Returns: bool (B, N1, N2). Raises: `ValueError` for another shape, a negative threshold, a scale that is not positive.
+    Returns: bool (B, N1, N2). Raises: `ValueError` for another shape, a negative threshold, a number as scale that is not positive. The values of
+    a tensor are not looked at: on a GPU that would stop the host in every step.
     """
     for name, xy in (("xy1", xy1), ("xy2", xy2)):
         if xy.ndim != 3 or xy.shape[-1] != 2 or len(xy) != len(xy1) or not xy.numel():
             raise ValueError(f"{name} is {tuple(xy.shape)}; it must be (B, N, 2), not empty, with the same B for both")
-    scale = torch.as_tensor(scale, dtype=torch.float32, device=xy1.device)
-    if scale.ndim > 1 or not (scale > 0).all():
-        raise ValueError(f"scale must be a positive number or (B,), not {scale.tolist()}")
-    return torch.cdist(xy1.float(), xy2.float(), compute_mode="donot_use_mm_for_euclid_dist") <= (
-        _check(threshold) * scale.reshape(-1, 1, 1))
+    if scale.shape not in ((), (len(xy1),)) if isinstance(scale, Tensor) else not scale > 0:
+        raise ValueError(f"scale must be a positive number or ({len(xy1)},), not {tuple(scale.shape) if isinstance(scale, Tensor) else scale}")
+    limit = _check(threshold) * (scale.float().reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale)
+    return torch.cdist(xy1.float(), xy2.float(), compute_mode="donot_use_mm_for_euclid_dist") <= limit
 
 
 def _check(threshold: float, most: float = float("inf")) -> float:
@@ -42,12 +42,14 @@ def distance_scale(view1: View, view2: View, unit: str = "bin") -> Tensor:
     view1, view2: batched views whose maps are at feature resolution (`view.at(size)`). unit: "bin", "image" or "max".
     """
     if unit == "bin":
-        return torch.maximum(*((v.crop / v.crop.new_tensor(v.xy.shape[-2:])).norm(dim=1) for v in (view1, view2)))
+        (h1, w1), (h2, w2) = (v.xy.shape[-2:] for v in (view1, view2))
+        bins = (torch.stack([v.crop[:, k] / v.xy.shape[k - 2] for k in (0, 1)], 1) for v in (view1, view2))
+        return torch.maximum(*(b.norm(dim=1) for b in bins))
     if unit == "image":
         return torch.maximum(view1.source.norm(dim=1), view2.source.norm(dim=1))
     if unit == "max":
         # The farthest two points of two axis-parallel grids are corners.
-        corners1, corners2 = (v.xy[..., [0, 0, -1, -1], [0, -1, 0, -1]].mT for v in (view1, view2))
+        corners1, corners2 = (torch.stack([v.xy[..., y, x] for y in (0, -1) for x in (0, -1)], 1) for v in (view1, view2))
         return torch.cdist(corners1, corners2).amax((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)
     raise ValueError(f'unit must be "bin", "image" or "max", not {unit!r}')
 

@@ -33,7 +33,7 @@ class Data(_Strict):
 class Pretrain(_Strict):
     """What decides a pre-training run. Lengths, `warmup` and `milestones` are in epochs where `epochs` is given, else in steps.
 
-    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's.
+    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on CUDA and 32-true on a CPU.
     """
 
     data: Data
@@ -59,7 +59,7 @@ class Pretrain(_Strict):
     dampening: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(1e-5, ge=0)
     clip: float | None = Field(None, gt=0)
-    precision: Literal["32-true", "bf16-mixed", "64-true"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     seed: int = Field(0, ge=0)
     strict: bool = False
 
@@ -90,7 +90,8 @@ class Launch(_Strict):
     """How a run is carried out; nothing here changes what is learned (up to rounding between numbers of processes).
 
     processes: per node, one per GPU. workers: loader processes per process. rdzv_endpoint: host:port, for nodes > 1.
-    checkpoint_seconds: how much work a kill may cost; 0 saves after every step.
+    checkpoint_seconds: how much work a kill may cost; 0 saves after every step. tf32: float32 products in TF32 on CUDA.
+    compile: torch.compile of the networks, minutes at the start.
     """
 
     processes: int = Field(1, ge=1)
@@ -99,6 +100,8 @@ class Launch(_Strict):
     accelerator: Literal["auto", "cpu", "cuda"] = "auto"
     workers: int = Field(0, ge=0)
     threads: int | None = Field(None, ge=1)
+    tf32: bool = False
+    compile: bool = False
     log_every: int = Field(10, ge=1)
     checkpoint_seconds: float = Field(120, ge=0)
     tensorboard: bool = True
