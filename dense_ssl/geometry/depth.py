@@ -41,7 +41,7 @@ def normalize_depth(depth: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.where(good, unit, torch.nan)
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #overlap
-def _overlap(source: int, target: int, device: torch.device) -> Tensor:
+def _overlap(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
     "(target, source): length of the source pixel that lies in each target cell, in source pixels."
     edges = torch.arange(target + 1, dtype=torch.float64, device=device) * source / target
     pixel = torch.arange(source, dtype=torch.float64, device=device)

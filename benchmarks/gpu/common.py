@@ -1,0 +1,88 @@
+"""What the stages share: batches of every method at a size, and a clock for a device."""
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+
+from dense_ssl.data.catalog import open_data
+from dense_ssl.data.loading import Batch, PairViews, Samples, StepBatches, step_loader
+from dense_ssl.methods.catalog import build_method
+from dense_ssl.models.encoders import build_encoder
+from dense_ssl.training.configuration import Launch, Pretrain, parse
+
+
+class WithIds:
+    "Rooms whose classes are their auxiliary labels and whose objects are their regions."
+
+    def __init__(self, dataset):
+        self.dataset, self.name, self.version, self.classes, self.split = dataset, "rooms", dataset.version, dataset.classes, dataset.split
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, i: int):
+        sample = self.dataset[i]
+        return replace(sample, auxiliary=sample.labels.where(sample.labels != 255, -1), regions=sample.instances)
+
+
+def images(method: str, count: int, size: tuple[int, int]):
+    "A data set for a method: `count` rooms, with what it needs."
+    if method in ("pri3d", "geosets"):
+        return open_data("room_pairs", count=count, size=size)
+    return WithIds(open_data("room", count=count, size=size))
+
+
+def configuration(method: str, crop: int | tuple[int, int], batch: int, encoder: str = "resnet18", **more) -> Pretrain:
+    "Settings of a run of `method`, as small as the tests' unless `more` says otherwise."
+    return parse(Pretrain, {"data": {"name": "room"}, "method": method, "encoder": encoder, "crop": crop, "batch_size": batch, "steps": 20,
+                            "lr": 0.05, "scale": (0.2, 1.0), **more})
+
+
+def build(config: Pretrain):
+    "The method of a configuration, with the same weights every time."
+    torch.manual_seed(config.seed)
+    return build_method(config.method, build_encoder(config.encoder, config.output_stride), **config.method_options)
+
+
+def batches(config: Pretrain, method, dataset, steps: int, workers: int = 0) -> list[Batch]:
+    "The first batches of a run."
+    make = method.inputs(config.crop, config.scale) if hasattr(method, "inputs") else PairViews(config.crop, config.scale)
+    samples = Samples(dataset, make.smallest, config.seed)
+    return list(step_loader(samples, make, StepBatches(len(dataset), config.batch_size, config.seed, 0, steps), workers))
+
+
+def launch(device: str) -> Launch:
+    return Launch(accelerator=device, tensorboard=False, progress=False)
+
+
+def wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object], device: str, rounds: int = 10, warm: int = 3) -> float:
+    "Median seconds of a call."
+    took = []
+    for k in range(warm + rounds):
+        wait(device)
+        began = time.perf_counter()
+        function()
+        wait(device)
+        took.append(time.perf_counter() - began)
+    return statistics.median(took[warm:])
+
+
+def peak_mib(function: Callable[[], object], device: str) -> float | None:
+    "Extra memory at the peak of a call on a GPU."
+    if device != "cuda":
+        return None
+    function()
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    function()
+    torch.cuda.synchronize()
+    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
