@@ -63,6 +63,15 @@ def _derivatives_(scores: Tensor, first: int, weight: Tensor, positive: Tensor) 
     stretch -= slopes
     return value
 
+
+def _pairs(row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: tuple, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    "Weights, 0 where there is no pair, and positives of a block (rows, columns); an anchor's own pixel is a positive of weight 0."
+    positive = row_ids[:, :1] == column_ids[:, 0]
+    weight = pair_weights(row_ids, column_ids, weights).to(dtype).mul_(positive)
+    if own is not None:
+        weight.masked_fill_(own[:, None] == torch.arange(len(column_ids), device=own.device), 0)
+    return weight, positive
+
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #pairlosses
 class _PairLosses(torch.autograd.Function):
     "Weighted sum of Eq. 1 over pairs, and the sum of the weights; the gradients are made along with the values."
@@ -134,15 +143,6 @@ class _Stretches:
 
     def moving(self, scores: Tensor) -> Tensor:
         return scores if len(self.at) == len(self.columns) else scores.index_select(1, self.at)
-
-
-def _pairs(row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: tuple, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    "Weights, 0 where there is no pair, and positives of a block (rows, columns); an anchor's own pixel is a positive of weight 0."
-    positive = row_ids[:, :1] == column_ids[:, 0]
-    weight = pair_weights(row_ids, column_ids, weights).to(dtype).mul_(positive)
-    if own is not None:
-        weight.masked_fill_(own[:, None] == torch.arange(len(column_ids), device=own.device), 0)
-    return weight, positive
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #masked
 class _Masked:
