@@ -6,6 +6,8 @@
 __all__ = ['pair_weights', 'auxiliary_contrast_plain', 'gather_rows', 'auxiliary_contrast']
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #cac9437f
+from functools import cache
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -22,8 +24,13 @@ def pair_weights(anchor_ids: Tensor, candidate_ids: Tensor, weights: tuple[float
     anchor, candidate = anchor_ids.T[..., None], candidate_ids.T[:, None]
     same_image = anchor[2] == candidate[2]
     same_superpixel = same_image & (anchor[1] == candidate[1]) & (anchor[1] >= 0)
-    superpixel, image, other = (torch.tensor(float(w), device=anchor_ids.device) for w in weights)
+    superpixel, image, other = _on(anchor_ids.device, weights)
     return torch.where(same_superpixel, superpixel, torch.where(same_image, image, other))
+
+
+def _on(device: torch.device, weights: tuple) -> list[Tensor]:
+    "The weights as tensors, made on the device: to copy them there would be waiting."
+    return [w if isinstance(w, Tensor) else torch.full((), float(w), device=device) for w in weights]
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #auxiliary-contrast-plain
 def auxiliary_contrast_plain(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, candidate_ids: Tensor,
@@ -42,7 +49,7 @@ def auxiliary_contrast_plain(anchors: Tensor, candidates: Tensor, anchor_ids: Te
 def _derivatives_(scores: Tensor, first: int, weight: Tensor, positive: Tensor) -> Tensor:
     """Turn a block's scores (rows, M) into the derivatives of its weighted sum of pair losses, in place; returns the sum.
 
-    weight, positive: of the columns from `first`; all positives are there.
+    weight, positive: of the columns from `first`; all positives are there. A positive of weight 0 is in no pair and no negative.
     """
     stretch = scores[:, first:first + positive.shape[1]]
     pairs = stretch.clone()
@@ -56,65 +63,129 @@ def _derivatives_(scores: Tensor, first: int, weight: Tensor, positive: Tensor) 
     stretch -= slopes
     return value
 
+
+def _pairs(row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: tuple, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    "Weights, 0 where there is no pair, and positives of a block (rows, columns); an anchor's own pixel is a positive of weight 0."
+    positive = row_ids[:, :1] == column_ids[:, 0]
+    weight = pair_weights(row_ids, column_ids, weights).to(dtype).mul_(positive)
+    if own is not None:
+        weight.masked_fill_(own[:, None] == torch.arange(len(column_ids), device=own.device), 0)
+    return weight, positive
+
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #pairlosses
-_CELLS = 2**22  # scores alive at once, 16 MiB of float32
-
-
 class _PairLosses(torch.autograd.Function):
     "Weighted sum of Eq. 1 over pairs, and the sum of the weights; the gradients are made along with the values."
 
     @staticmethod
-    def forward(ctx, anchors: Tensor, candidates: Tensor, bank: Tensor, layout: tuple, weights: tuple, temperature: float, grad: bool) -> tuple[Tensor, Tensor]:
-        rows, columns, row_ids, column_ids, first, last, own = layout
-        scaled, features = anchors[rows] / temperature, torch.cat([candidates, bank])[columns]
+    def forward(ctx, anchors: Tensor, candidates: Tensor, bank: Tensor, layout: "_Stretches | _Masked", temperature: float,
+                grad: bool) -> tuple[Tensor, Tensor]:
+        scaled, features = anchors[layout.rows] / temperature, torch.cat([candidates, bank])[layout.columns]
         needs = [grad and needed for needed in ctx.needs_input_grad[:2]]
-        moving = (columns < len(candidates)).nonzero()[:, 0]
-        to_rows, to_moving = torch.zeros_like(scaled if needs[0] else scaled[:0]), features.new_zeros(len(moving) if needs[1] else 0, features.shape[1])
+        to_rows = torch.zeros_like(scaled if needs[0] else scaled[:0])
+        to_moved = torch.zeros_like(candidates[layout.moved] if needs[1] else candidates[:0])
         value, weight_sum = anchors.new_zeros(()), anchors.new_zeros(())
-        step = max(1, _CELLS // max(1, len(columns)))
-        # In the order of labels, a block's first row has its first positive and its last row its last one.
-        for start, low, high in zip(range(0, len(rows), step), first[::step], last[step - 1::step] + last[-1:], strict=False):
+        step = max(1, _cells(anchors.device) // max(1, len(features)))
+        for start in range(0, len(scaled) if len(features) else 0, step):
             block = slice(start, start + step)
-            weight, positive = _pairs(row_ids[block], column_ids[low:high], own[block] - low, weights, scaled.dtype)
             scores = scaled[block] @ features.T
-            value += _derivatives_(scores, low, weight, positive)
-            weight_sum += weight.sum()
+            part, weights = layout.derivatives_(scores, block)
+            value += part
+            weight_sum += weights
             if needs[0]:
                 torch.mm(scores, features, out=to_rows[block])
             if needs[1]:
-                to_moving.addmm_((scores if len(moving) == len(columns) else scores.index_select(1, moving)).T, scaled[block])
-        to_anchors = torch.zeros_like(anchors).index_copy_(0, rows, to_rows.div_(temperature)) if needs[0] else None
-        to_candidates = torch.zeros_like(candidates).index_copy_(0, columns[moving], to_moving) if needs[1] else None
-        ctx.save_for_backward(to_anchors, to_candidates)
+                to_moved.addmm_(layout.moving(scores).T, scaled[block])
+        ctx.save_for_backward(_spread(to_rows.div_(temperature), layout.rows, anchors) if needs[0] else None,
+                              _spread(to_moved, layout.moved, candidates) if needs[1] else None)
         ctx.mark_non_differentiable(weight_sum)
         return value, weight_sum
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *(None if to is None else grad * to for to in ctx.saved_tensors), None, None, None, None, None
+        return *(None if to is None else grad * to for to in ctx.saved_tensors), None, None, None, None
+
+
+def _spread(rows: Tensor, places: Tensor | slice, like: Tensor) -> Tensor:
+    whole = torch.zeros_like(like)
+    whole[places] = rows
+    return whole
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #layout
-def _layout(anchor_ids: Tensor, candidate_ids: Tensor, own: Tensor) -> tuple:
-    "Anchors with positives and candidates with labels, in the order of labels; each anchor's first and last positive; its own column."
-    labels, columns = candidate_ids[:, 0].sort(stable=True)
-    columns, labels = columns[labels >= 0], labels[labels >= 0]
-    rows = anchor_ids[:, 0].argsort(stable=True)
-    first, last = (torch.searchsorted(labels, anchor_ids[rows, 0], right=right) for right in (False, True))
-    useful = first < last
-    rows = rows[useful]
-    place = torch.full((len(candidate_ids) + 1,), -1, device=columns.device)  # the last one is for own = -1
-    place[columns] = torch.arange(len(columns), device=columns.device)
-    return rows, columns, anchor_ids[rows], candidate_ids[columns], first[useful].tolist(), last[useful].tolist(), place[own[rows]]
+class _Stretches:
+    """Anchors with positives and candidates with labels, in the order of labels: a block's positives lie in one stretch of columns.
+
+    rows, columns: where they are among the anchors and all candidates; moved: where those that get a gradient are among the batch's.
+    """
+
+    def __init__(self, anchor_ids: Tensor, candidate_ids: Tensor, own: Tensor | None, weights: tuple, batch: int):
+        labels, columns = candidate_ids[:, 0].sort(stable=True)
+        self.columns, labels = columns[labels >= 0], labels[labels >= 0]
+        rows = anchor_ids[:, 0].argsort(stable=True)
+        first, last = (torch.searchsorted(labels, anchor_ids[rows, 0], right=right) for right in (False, True))
+        useful = first < last
+        self.rows, self.first, self.last = rows[useful], first[useful].tolist(), last[useful].tolist()
+        self.anchor_ids, self.candidate_ids, self.weights = anchor_ids[self.rows], candidate_ids[self.columns], weights
+        self.at = (self.columns < batch).nonzero()[:, 0]
+        self.moved = self.columns[self.at]
+        self.own = own
+        if own is not None:
+            place = torch.full((len(candidate_ids) + 1,), -1)  # the last one is for own = -1
+            place[self.columns] = torch.arange(len(self.columns))
+            self.own = place[own[self.rows]]
+
+    def derivatives_(self, scores: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        "Scores become derivatives; the block's sum and its weights'. Its first row has its first positive, its last row its last one."
+        low, high = self.first[block][0], self.last[block][-1]
+        own = None if self.own is None else self.own[block] - low
+        weight, positive = _pairs(self.anchor_ids[block], self.candidate_ids[low:high], own, self.weights, scores.dtype)
+        return _derivatives_(scores, low, weight, positive), weight.sum()
+
+    def moving(self, scores: Tensor) -> Tensor:
+        return scores if len(self.at) == len(self.columns) else scores.index_select(1, self.at)
+
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #masked
+class _Masked:
+    "All anchors and candidates as they come, labelled or not; nothing's shape depends on an id, so nobody waits for one."
+
+    def __init__(self, anchor_ids: Tensor, candidate_ids: Tensor, own: Tensor | None, weights: tuple, batch: int, compiled: bool):
+        self.anchor_ids, self.candidate_ids, self.own, self.weights = anchor_ids, candidate_ids, own, _on(anchor_ids.device, weights)
+        self.rows = self.columns = slice(None)
+        self.moved, self.turn_ = slice(batch), _compiled() if compiled else _turn_
+
+    def derivatives_(self, scores: Tensor, block: slice) -> tuple[Tensor, Tensor]:
+        return self.turn_(scores, self.anchor_ids[block], self.candidate_ids, None if self.own is None else self.own[block], self.weights)
+
+    def moving(self, scores: Tensor) -> Tensor:
+        return scores[:, self.moved]
 
 
-def _pairs(row_ids: Tensor, column_ids: Tensor, own: Tensor, weights: tuple, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    "Weights, 0 where there is no pair, and positives of a block (rows, columns); an anchor's own pixel is a positive of weight 0."
-    positive = row_ids[:, :1] == column_ids[:, 0]
-    weight = pair_weights(row_ids, column_ids, weights).to(dtype).mul_(positive)
-    there = ((own >= 0) & (own < len(column_ids))).nonzero()[:, 0]
-    weight[there, own[there]] = 0
-    return weight, positive
+def _turn_(scores: Tensor, row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    "Scores of a block with all columns become derivatives; its sum and its weights'. Without a label a row has no pair and a column is no negative."
+    weight, positive = _pairs(row_ids, column_ids, own, weights, scores.dtype)
+    weight.masked_fill_(row_ids[:, :1] < 0, 0)
+    return _derivatives_(scores, 0, weight, positive.logical_or_(column_ids[:, 0] < 0)), weight.sum()
+
+
+@cache
+def _compiled():
+    return torch.compile(_turn_, fullgraph=True, dynamic=True)  # whole, or an error: never slowly without saying so
+
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #cells
+_CELLS = 2**22  # scores alive at once on a CPU, 16 MiB of float32
+
+
+def _static(device: torch.device) -> bool:
+    "Whether blocks are masked whole: where to look at an id is to wait for all that was asked of the device before."
+    return device.type != "cpu"
+
+
+def _cells(device: torch.device) -> int:
+    "Scores alive at once: on a GPU 2^24, or the largest power of two of which 16 doubles fit into its free memory."
+    if device.type != "cuda":
+        return _CELLS
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(2**24, 1 << (free // 128).bit_length() >> 1)
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #gatherrows
 class _GatherRows(torch.autograd.Function):
@@ -134,13 +205,17 @@ class _GatherRows(torch.autograd.Function):
         return grad[ctx.rows], None, None
 
 
-def gather_rows(x: Tensor) -> tuple[Tensor, int]:
+def gather_rows(x: Tensor, equal: bool = False) -> tuple[Tensor, int]:
     """The rows of x (N, ...) of all processes, in their order, and where the own ones begin; alone, `x` and 0.
 
-    N may differ between processes (0 is allowed); all must call it. The gradient is the sum of those of all processes.
+    N may differ between processes (0 is allowed); all must call it. equal: N is the same everywhere, so nobody has to wait for the numbers.
+    The gradient is the sum of those of all processes.
     """
     if not (dist.is_available() and dist.is_initialized()):
         return x, 0
+    if equal:
+        start = dist.get_rank() * len(x)
+        return _GatherRows.apply(x, start, dist.get_world_size() * len(x)), start
     counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
     counts[dist.get_rank()] = len(x)
     dist.all_reduce(counts)
@@ -150,34 +225,37 @@ def gather_rows(x: Tensor) -> tuple[Tensor, int]:
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #auxiliary-contrast-2
 def auxiliary_contrast(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, candidate_ids: Tensor,
                        weights: tuple[float, float, float] = (10, 4, 1), temperature: float = 0.07, own: Tensor | None = None,
-                       bank: tuple[Tensor, Tensor] | None = None, gather: bool = False) -> Tensor:
+                       bank: tuple[Tensor, Tensor] | None = None, gather: bool = False,
+                       equal: bool = False, compiled: bool = True) -> Tensor:
     """Confidence-weighted contrast (auxiliary-label paper Eq. 1-2): the weighted mean over positive pairs; a scalar, at least float32.
 
     anchors: (A, C), candidates: (M, C), of any length: brought to unit length here. Ids: int (A, 3), (M, 3) = label, superpixel, image; a
     negative label: left out; a negative superpixel: none. weights: of pairs in one superpixel, one image, two images. own: int (A,), the
     candidate that is the anchor's own pixel, -1 = none. bank: features (K, C) and ids (K, 3) of more candidates, which get no gradient.
-    gather: with the candidates (not the bank) of all processes, and the mean over the pairs of all; all must call it.
-    Extra memory grows with A + M + K, not with A x M. Differentiable once. Without a pair the loss is 0, with a graph.
-    Raises: `ValueError` for other shapes or types, negative weights, a temperature that is not positive, `own` with other ids.
+    gather: with the candidates (not the bank) of all processes, and the mean over the pairs of all; all must call it. equal: all have as many
+    candidates, so that nobody waits for their number. compiled: fuse the work on a block with torch.compile; a CPU does not.
+    Extra memory grows with A + M + K, not with A x M. Differentiable once. Values of ids and `own` are looked at on a CPU alone: on a GPU wrong ones
+    go unnoticed, and no call waits for the device. Without a pair the loss is 0, with a graph.
+    Raises: `ValueError` for other shapes or types, negative weights, a temperature that is not positive; on a CPU `own` with other ids.
     """
     bank, bank_ids = bank or (anchors[:0].detach(), anchor_ids[:0])
-    own = anchor_ids.new_full((len(anchors),), -1) if own is None else own
     _check(anchors, candidates, bank, anchor_ids, candidate_ids, bank_ids, own, weights, temperature)
-    anchor_ids, candidate_ids, bank_ids, own = (i.long() for i in (anchor_ids, candidate_ids, bank_ids, own))
+    anchor_ids, candidate_ids, bank_ids, own = (None if i is None else i.long() for i in (anchor_ids, candidate_ids, bank_ids, own))
     with torch.autocast(anchors.device.type, enabled=False):
         anchors, candidates, bank = (F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1) for x in (anchors, candidates, bank.detach()))
         if gather:
-            (candidates, start), (candidate_ids, _) = gather_rows(candidates), gather_rows(candidate_ids)
-            own = torch.where(own >= 0, own + start, -1)
-        layout = _layout(anchor_ids, torch.cat([candidate_ids, bank_ids]), own)
-        value, weight = _PairLosses.apply(anchors, candidates, bank, layout, weights, temperature, torch.is_grad_enabled())
+            (candidates, start), (candidate_ids, _) = gather_rows(candidates, equal), gather_rows(candidate_ids, equal)
+            own = None if own is None else own + start * (own >= 0)
+        given = anchor_ids, torch.cat([candidate_ids, bank_ids]), own, weights, len(candidates)
+        layout = _Masked(*given, compiled) if _static(anchors.device) else _Stretches(*given)
+        value, weight = _PairLosses.apply(anchors, candidates, bank, layout, temperature, torch.is_grad_enabled())
         if gather and dist.is_available() and dist.is_initialized():
             dist.all_reduce(weight)
             weight = weight / dist.get_world_size()
         return value / weight.masked_fill(weight == 0, 1)
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #check
-def _check(anchors: Tensor, candidates: Tensor, bank: Tensor, anchor_ids: Tensor, candidate_ids: Tensor, bank_ids: Tensor, own: Tensor,
+def _check(anchors: Tensor, candidates: Tensor, bank: Tensor, anchor_ids: Tensor, candidate_ids: Tensor, bank_ids: Tensor, own: Tensor | None,
            weights: tuple, temperature: float) -> None:
     for name, x, ids in (("anchor", anchors, anchor_ids), ("candidate", candidates, candidate_ids), ("bank", bank, bank_ids)):
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != anchors.shape[-1]:
@@ -188,8 +266,10 @@ def _check(anchors: Tensor, candidates: Tensor, bank: Tensor, anchor_ids: Tensor
         raise ValueError(f"weights must be three numbers from 0: same superpixel, same image, other image; not {weights}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
-    if own.shape != (len(anchors),) or own.dtype not in (torch.int32, torch.int64) or (own >= len(candidates)).any() or (own < -1).any():
+    if own is None:
+        return
+    look = own.device.type == "cpu"
+    if own.shape != (len(anchors),) or own.dtype not in (torch.int32, torch.int64) or (look and ((own >= len(candidates)) | (own < -1)).any()):
         raise ValueError(f"own must be int ({len(anchors)},) from -1 to {len(candidates) - 1}, not {own.dtype} {tuple(own.shape)}")
-    there = own >= 0
-    if (anchor_ids[there] != candidate_ids[own[there]]).any():
+    if look and (anchor_ids[own >= 0] != candidate_ids[own[own >= 0]]).any():
         raise ValueError("own names a candidate whose ids are not those of its anchor; it must be the same pixel")
