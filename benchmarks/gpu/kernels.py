@@ -98,7 +98,7 @@ def voxels(device: str, tiny: bool, options: object) -> dict:
     features = torch.randn(len(rows), 3, generator=g).to(device)
     network = PointUNet(3, 64, (8, 12) if tiny else (32, 64, 128, 256)).to(device)
     took = seconds(lambda: torch.autograd.grad(network(rows, features).square().sum(), list(network.parameters())), device, 3 if tiny else 10)
-    return {"voxels": len(rows), "seconds": took, "says": f"{len(rows)} voxels {took * 1e3:.1f} ms"}
+    return {"voxels": len(rows), "step_seconds": took, "says": f"{len(rows)} voxels {took * 1e3:.1f} ms"}
 
 
 STAGES = {"kernel-auxiliary": (auxiliary, 60), "kernel-sets": (sets, 40), "kernel-codes": (codes, 40), "kernel-voxels": (voxels, 40)}

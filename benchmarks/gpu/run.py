@@ -108,6 +108,7 @@ def main() -> int:
     parser.add_argument("--stages", nargs="*", default=[], help="only those whose name begins so")
     parser.add_argument("--data", default="", help="folder of NYUv2, for the training stages; without it they use the rooms")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--commit", default="", help="where the tree came without its .git")
     parser.add_argument("--fault", type=json.loads, default={}, help=f"JSON: stage to one of {', '.join(FAULTS)}, to rehearse what follows")
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     a = parser.parse_args()
@@ -115,7 +116,7 @@ def main() -> int:
         sys.exit("there is no CUDA device here; --device cpu --tiny rehearses the same code")
     a.out = a.out.resolve()
     a.out.mkdir(parents=True, exist_ok=True)
-    facts = {"commit": environment()["commit"], "device": device_name(a.device), "tiny": a.tiny}
+    facts = {"commit": a.commit or environment()["commit"], "device": device_name(a.device), "tiny": a.tiny}
     if a.worker is not None:
         work(a.worker, a, facts)
         return 0

@@ -34,11 +34,11 @@ def normalize_depth(depth: Tensor, valid: Tensor | None = None) -> Tensor:
         if valid.dtype != torch.bool:
             raise ValueError(f"valid is {valid.dtype}; needs bool, True where the depth can be used")
         good = good & valid
-    low = torch.where(good, depth, torch.inf).amin((-2, -1), keepdim=True)
-    high = torch.where(good, depth, -torch.inf).amax((-2, -1), keepdim=True)
+    low = depth.masked_fill(~good, torch.inf).amin((-2, -1), keepdim=True)
+    high = depth.masked_fill(~good, -torch.inf).amax((-2, -1), keepdim=True)
     span = high - low
-    unit = (depth - low) / torch.where(span > 0, span, 1)
-    return torch.where(good, unit, torch.nan)
+    unit = (depth - low) / span.masked_fill(~(span > 0), 1)
+    return unit.masked_fill(~good, torch.nan)
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #overlap
 def _overlap(source: int, target: int, device: torch.device | str = "cpu") -> Tensor:
@@ -46,7 +46,7 @@ def _overlap(source: int, target: int, device: torch.device | str = "cpu") -> Te
     edges = torch.arange(target + 1, dtype=torch.float64, device=device) * source / target
     pixel = torch.arange(source, dtype=torch.float64, device=device)
     shared = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
-    return torch.where(shared > 1e-9, shared, 0).float()
+    return shared.masked_fill(shared <= 1e-9, 0).float()
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #resize-depth
 def resize_depth(depth: Tensor, size: int | tuple[int, int]) -> Tensor:
@@ -64,9 +64,9 @@ def resize_depth(depth: Tensor, size: int | tuple[int, int]) -> Tensor:
         raise ValueError(f"size is ({h}, {w}); needs at least one row and one column")
     rows, columns = (_overlap(n, m, depth.device) for n, m in zip(depth.shape[-2:], (h, w), strict=True))
     valid = depth.isfinite()
-    total = rows @ torch.where(valid, depth, 0).float() @ columns.T
+    total = rows @ depth.masked_fill(~valid, 0).float() @ columns.T  # torch.where of a number would make the host wait for a GPU
     weight = rows @ valid.float() @ columns.T
-    return torch.where(weight > 0, total / weight, torch.nan).to(depth.dtype)
+    return (total / weight).masked_fill(weight <= 0, torch.nan).to(depth.dtype)
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #read-raw
 def _read_raw(path: Path) -> tuple[np.ndarray, float, float]:
