@@ -108,15 +108,20 @@ class PairViews:
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch: the arguments of the method's `forward`, the images' names, and a message for each image that was skipped."""
+    """A micro-batch: what `make` gave, the images' names, a message for each image that was skipped, and `make.finish` where there is one."""
 
     inputs: tuple[Any, ...]
     names: list[str]
     skipped: list[str]
+    finish: Callable[..., tuple] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its inputs on `device`."""
         return replace(self, inputs=tuple(x.to(device) for x in self.inputs))
+
+    def arguments(self) -> tuple[Any, ...]:
+        """The arguments of the method's `forward`, finished on the device where the inputs are."""
+        return self.finish(*self.inputs) if self.finish else self.inputs
 
 
 @dataclass(slots=True)
@@ -125,7 +130,7 @@ class _Collate:
 
     def __call__(self, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
         samples, generators, skipped = zip(*items, strict=True)
-        return Batch(self.make(list(samples), list(generators)), [s.name for s in samples], sum(skipped, []))
+        return Batch(self.make(list(samples), list(generators)), [s.name for s in samples], sum(skipped, []), getattr(self.make, "finish", None))
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:
