@@ -2,14 +2,15 @@
 
     python benchmarks/device_views.py [--crop 224] [--batch 32] [--rounds 5] [--device cuda] [--out FILE]
 
-Both take turns in one process on the same samples and draws; the ratio is the median over rounds of the ratio within a round. The loader's way
-is always the CPU's. "drawn" is what is left to the loader: drawing and padding, without reading the files. Prints JSON.
+Both take turns in one process on the same samples and draws; the ratio is the median over rounds of the ratio within a
+round. The loader's way is always the CPU's. "drawn" is what is left to the loader: drawing and padding. Prints JSON.
 """
 
 import argparse
 import json
 import statistics
 import time
+from operator import truediv
 
 import torch
 
@@ -40,7 +41,7 @@ def measure(crop: int, batch: int, rounds: int, device: str) -> dict:
     seconds = {name: values[1:] for name, values in seconds.items()}  # a round to warm up
     return {"seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
             "pairs_per_second": {name: round(batch / statistics.median(values), 1) for name, values in seconds.items()},
-            "ratio_to_loader": {name: round(statistics.median(a / b for a, b in zip(values, seconds["loader"], strict=True)), 4)
+            "ratio_to_loader": {name: round(statistics.median(map(truediv, values, seconds["loader"])), 4)
                                 for name, values in seconds.items()}}
 
 
@@ -52,9 +53,9 @@ if __name__ == "__main__":
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out")
     a = parser.parse_args()
+    name = torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     result = {**measure(a.crop, a.batch, a.rounds, a.device), "crop": a.crop, "batch": a.batch, "rounds": a.rounds,
-              "environment": {k: v for k, v in environment().items() if k != "platform"},
-              "device": torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"}
+              "environment": {k: v for k, v in environment().items() if k != "platform"}, "device": name}
     print(json.dumps(result, indent=1))
     if a.out:
         write_json(a.out, result)

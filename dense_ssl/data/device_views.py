@@ -23,8 +23,8 @@ from ..geometry.depth import normalize_depth
 class Drawn:
     """Samples as read, padded to the largest of them, and what was drawn for their views.
 
-    `image`: uint8 (B, 3, H, W). `source`: float32 (B, 2), height and width without the padding. `draws`: float64 (V, B, 15), of each
-    view and sample the `draw_row`. `depth`, `regions`, `auxiliary`, `labels`, `instances`: (B, H, W), as in `Sample`, or None.
+    `image`: uint8 (B, 3, H, W). `source`: float32 (B, 2), height and width without the padding. `draws`: float64
+    (V, B, 15), of each view and sample the `draw_row`. Maps: (B, H, W), as in `Sample`, or None.
     """
 
     image: Tensor
@@ -51,16 +51,17 @@ def pad_samples(samples: list[Sample], draws: list[list[tuple[Crop, Recolour]]])
     fields = {}
     for name in ("image", "depth", *INDEX_MAPS):
         if maps := maps_of(samples, name):
-            fields[name] = maps[0].new_full((len(maps), *maps[0].shape[:-2], height, width), torch.nan if name == "depth" else 0)
+            shape = len(maps), *maps[0].shape[:-2], height, width
+            fields[name] = maps[0].new_full(shape, torch.nan if name == "depth" else 0)
             for padded, values in zip(fields[name], maps, strict=True):
                 padded[..., : values.shape[-2], : values.shape[-1]] = values
-    rows = [[draw_row(*draw) for draw in view] for view in zip(*draws, strict=True)]
-    return Drawn(source=torch.tensor(sizes, dtype=torch.float32), draws=torch.tensor(rows, dtype=torch.float64), **fields)
+    rows = torch.tensor([[draw_row(*draw) for draw in view] for view in zip(*draws, strict=True)], dtype=torch.float64)
+    return Drawn(source=torch.tensor(sizes, dtype=torch.float32), draws=rows, **fields)
 
 # %% ../../nbs/02_data/14_device_views.ipynb #axis
 class Axis(NamedTuple):
-    """One axis of a batch of cuts. `start`, `length`: float64 (B, 1), in source pixels. `cell`: float64 (B, n), a permutation of
-    0 ... n - 1 in each row: into which of the n cells of the cut each pixel of the view falls.
+    """One axis of a batch of cuts. `start`, `length`: float64 (B, 1), in source pixels; `cell`: (B, n), which of
+    the n cells of the cut each pixel of the view shows, a permutation of 0 ... n - 1 in each row.
     """
 
     start: Tensor
@@ -88,8 +89,8 @@ class Axis(NamedTuple):
     def overlaps(self, pixels: int) -> Tensor:
         """Length of each source pixel within each cell, as in `geometry.depth.resize_depth`, float32 (B, n, pixels)."""
         start, length, cell = (values[..., None] for values in self)
-        pixel = torch.arange(pixels, device=cell.device) - start
-        shared = torch.minimum((cell + 1) * length / cell.shape[1], pixel + 1) - torch.maximum(cell * length / cell.shape[1], pixel)
+        pixel, cells = torch.arange(pixels, device=cell.device) - start, cell.shape[1]
+        shared = torch.minimum((cell + 1) * length / cells, pixel + 1) - torch.maximum(cell * length / cells, pixel)
         return torch.where(shared > 1e-9, shared, 0).float()
 
 # %% ../../nbs/02_data/14_device_views.ipynb #cut-batch
@@ -120,7 +121,7 @@ def _grey(image: Tensor) -> Tensor:
 
 
 def adjust_batch(image: Tensor, adjustment: Tensor, factor: Tensor) -> Tensor:
-    """Brightness (0), contrast (1) or saturation (2) of images (B, 3, h, w); adjustment, factor: float64 (B, 1, 1, 1)."""
+    """Brightness (0), contrast (1) or saturation (2) of images (B, 3, h, w). Both numbers: float64 (B, 1, 1, 1)."""
     grey = _grey(image)
     other = torch.where(adjustment == 2, grey, (adjustment == 1) * grey.mean((1, 2, 3), keepdim=True))
     return (factor.float() * image + (1 - factor).float() * other).clamp(0, 255).floor()
@@ -130,24 +131,27 @@ def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     """Shift the hue of images (B, 3, h, w) by `turns`, (B, 1, 1, 1)."""
     (low, high), (red, green, blue) = image.aminmax(dim=1, keepdim=True), image.split(1, 1)
     span = (high - low).clamp(min=1)
-    hue = torch.where(high == red, (green - blue) / span, torch.where(high == green, 2 + (blue - red) / span, 4 + (red - green) / span))
+    hue = torch.where(high == green, 2 + (blue - red) / span, 4 + (red - green) / span)
+    hue = torch.where(high == red, (green - blue) / span, hue)
     k = (5 - 2 * torch.arange(3, device=image.device).view(3, 1, 1) + hue + 6 * turns.float()) % 6
     shifted = high - (high - low) * torch.minimum(k, 4 - k).clamp(0, 1)
     return (shifted * (255.999 / 255)).clamp(0, 255).floor()  # torchvision's way from [0, 1] to uint8
 
 
 def blur_batch(image: Tensor, sigma: Tensor) -> Tensor:
-    """Gaussian blur of square images (B, 3, s, s), each with its own `sigma` (B,) in pixels, 0 = none; kernel of `blur_kernel`."""
+    """Gaussian blur of square images (B, 3, s, s), each with its own `sigma` (B,) in pixels, 0 = none."""
     side, reach = image.shape[-1], blur_kernel(image.shape[-1]) // 2
     offset = torch.arange(-reach, reach + 1, device=image.device)
-    kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, -1).float()  # without blur: 1 at the centre, exactly
-    reflected = F.pad(torch.eye(side, device=image.device)[None], (reach, reach), mode="reflect")[0].unfold(1, len(offset), 1)
+    # without blur the kernel is 1 at the centre and 0 elsewhere, exactly
+    kernel = torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-3)[:, None]) ** 2, -1).float()
+    one = torch.eye(side, device=image.device)[None]
+    reflected = F.pad(one, (reach, reach), mode="reflect")[0].unfold(1, len(offset), 1)
     matrix = torch.einsum("jik,bk->bij", reflected, kernel)[:, None]
     return (matrix @ image @ matrix.mT).round()
 
 # %% ../../nbs/02_data/14_device_views.ipynb #recolour-batch
 def recolour_batch(image: Tensor, draws: Tensor) -> Tensor:
-    """`data.views.recolour` of a batch: whole grey levels, float32 (B, 3, s, s); draws: float64 (B, 15), see `draw_row`."""
+    """`recolour` of a batch: whole grey levels, float32 (B, 3, s, s); draws: float64 (B, 15), see `draw_row`."""
     per_view = draws[:, :, None, None, None]
     for k in (5, 7, 9):
         image = adjust_batch(image, per_view[:, k], per_view[:, k + 1])
@@ -159,7 +163,7 @@ def recolour_batch(image: Tensor, draws: Tensor) -> Tensor:
 
 # %% ../../nbs/02_data/14_device_views.ipynb #make-views
 def make_views(drawn: Drawn, draws: Tensor, size: int) -> View:
-    """A batch of views of `size` x `size` pixels where the tensors are; draws: float64 (B, 15), one of `drawn.draws`."""
+    """A batch of views of `size` x `size` pixels where the tensors are; draws: float64 (B, 15), of `drawn.draws`."""
     top, left, height, width, flip = draws[:, :5, None].unbind(1)
     cell = torch.arange(size, device=draws.device).double().expand(len(draws), size)
     rows, columns = Axis(top, height, cell), Axis(left, width, torch.where(flip > 0, size - 1 - cell, cell))
@@ -168,11 +172,12 @@ def make_views(drawn: Drawn, draws: Tensor, size: int) -> View:
         maps["depth"] = cut_depths(drawn.depth, rows, columns)
     x, y = columns.positions()[:, None, :], rows.positions()[:, :, None]
     image = normalize_image(recolour_batch(cut_images(drawn.image, rows, columns), draws))
-    return View(image=image, xy=torch.stack(torch.broadcast_tensors(x, y), 1), crop=draws[:, 2:4].float(), source=drawn.source, **maps)
+    xy = torch.stack(torch.broadcast_tensors(x, y), 1)
+    return View(image=image, xy=xy, crop=draws[:, 2:4].float(), source=drawn.source, **maps)
 
 
 class DevicePairViews(PairViews):
-    """`PairViews` in two parts: the loader draws and gives images and maps as read, `finish` makes the views where these are."""
+    """`PairViews` in two parts: the loader draws and gives what was read, `finish` makes the views where that is."""
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[Drawn]:
         return (pad_samples(samples, [draw_pair(tuple(sample.image.shape[-2:]), generator, self.scale)
@@ -188,5 +193,6 @@ class DevicePairViews(PairViews):
 def on_device(make: Make, method: str) -> DevicePairViews:
     """`make` in two parts. Raises: `ValueError` that names the method when it is not `PairViews`."""
     if type(make) is not PairViews:
-        raise ValueError(f"views is device, which needs a method that looks at pairs of views; {method} makes its own inputs, use views cpu")
+        raise ValueError("views is device, which needs a method that looks at pairs of views; "
+                         f"{method} makes its own inputs, use views cpu")
     return DevicePairViews(make.size, make.scale, make.normalize)

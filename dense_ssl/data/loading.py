@@ -108,7 +108,7 @@ class PairViews:
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch: what `make` gave, the images' names, a message for each image that was skipped, and `make.finish` where there is one."""
+    """A micro-batch: what `make` gave, the images' names, a message for each skipped image, `make.finish` or None."""
 
     inputs: tuple[Any, ...]
     names: list[str]
@@ -130,7 +130,8 @@ class _Collate:
 
     def __call__(self, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
         samples, generators, skipped = zip(*items, strict=True)
-        return Batch(self.make(list(samples), list(generators)), [s.name for s in samples], sum(skipped, []), getattr(self.make, "finish", None))
+        inputs, finish = self.make(list(samples), list(generators)), getattr(self.make, "finish", None)
+        return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:

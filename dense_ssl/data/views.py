@@ -87,7 +87,7 @@ class View:
 
 # %% ../../nbs/02_data/00_views.ipynb #stack-views
 def maps_of(items: Sequence[Any], name: str) -> list[Tensor] | None:
-    """The field `name` of samples or views; None where none of them has it. One that lacks what others have is a `ValueError` that names it."""
+    """The field `name` of all samples or views, None where none has it. Raises: `ValueError` when only some have it."""
     maps = [getattr(item, name) for item in items]
     if 0 < (missing := sum(m is None for m in maps)) < len(maps):
         raise ValueError(f"{missing} of {len(maps)} views have no {name}; give it to all samples or to none")
@@ -115,7 +115,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def normalize_image(image: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) to float32 with ImageNet's mean and standard deviation."""
-    mean, std = (torch.tensor(v).view(3, 1, 1).to(image.device, non_blocking=True) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    constants = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (v.to(image.device, non_blocking=True) for v in constants)
     return (image.float() / 255 - mean) / std
 
 # %% ../../nbs/02_data/00_views.ipynb #cut
@@ -189,7 +190,7 @@ FIRST, SECOND = Colour(), Colour(blur_p=0.1, solarize_p=0.2)
 class Recolour(NamedTuple):
     """What was drawn of colour, in the order in which it is applied; the defaults change nothing.
 
-    steps: index into `ADJUSTMENTS` and factor, three times. hue: shift in turns. blur: sigma in pixels of a view 224 pixels wide.
+    steps: index into `ADJUSTMENTS` and factor, three times. hue: in turns. blur: sigma in pixels of a view 224 wide.
     """
 
     steps: tuple[tuple[int, float], ...] = ((0, 1.0), (1, 1.0), (2, 1.0))
@@ -219,7 +220,7 @@ def draw_colour(colour: Colour, generator: torch.Generator) -> Recolour:
 
 # %% ../../nbs/02_data/00_views.ipynb #recolour
 def blur_kernel(width: int) -> int:
-    """Side of the blur's kernel for a view of `width` pixels: BYOL's 23 for 224, a tenth of the width, whatever it is."""
+    """Side of the blur's kernel for a view of `width` pixels: a tenth of it, BYOL's 23 for 224."""
     return max(3, width // 10 | 1)
 
 

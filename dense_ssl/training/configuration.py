@@ -33,8 +33,8 @@ class Data(_Strict):
 class Pretrain(_Strict):
     """What decides a pre-training run. Lengths, `warmup` and `milestones` are in epochs where `epochs` is given, else in steps.
 
-    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. views: where they are cut and recoloured, by the
-    loader on the CPU or on the training's device, within a few grey levels of it (`data.device_views`; for pairs of views).
+    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. views: where pairs of views are made
+    by the loader on the CPU or, within a few grey levels of that, on the training's device (`data.device_views`).
     """
 
     data: Data
