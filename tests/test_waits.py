@@ -33,6 +33,8 @@ class Waits(TorchDispatchMode):
             waits = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         elif name == "repeat_interleave":
             waits = kwargs.get("output_size") is None
+        elif name == "where" and len(args) == 3:  # a number of Python becomes a tensor of the CPU and is copied
+            waits = any(x.ndim == 0 for x in args[1:]) and args[0].ndim > 0
         else:
             waits = name in WAITS
         if waits:

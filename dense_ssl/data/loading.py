@@ -109,11 +109,12 @@ class PairViews:
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch: the arguments of the method's `forward`, the images' names, and a message for each image that was skipped."""
+    """A micro-batch: what `make` gave, the images' names, a message for each skipped image, `make.finish` or None."""
 
     inputs: tuple[Any, ...]
     names: list[str]
     skipped: list[str]
+    finish: Callable[..., tuple] | None = None
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its inputs on `device`; a copy from pinned memory to a GPU does not wait."""
@@ -123,6 +124,10 @@ class Batch:
         """The same batch in pinned memory; a loader with `pin_memory` calls it."""
         return replace(self, inputs=apply_to_collection(self.inputs, Tensor, Tensor.pin_memory))
 
+    def arguments(self) -> tuple[Any, ...]:
+        """The arguments of the method's `forward`, finished on the device where the inputs are."""
+        return self.finish(*self.inputs) if self.finish else self.inputs
+
 
 @dataclass(slots=True)
 class _Collate:
@@ -130,7 +135,8 @@ class _Collate:
 
     def __call__(self, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
         samples, generators, skipped = zip(*items, strict=True)
-        return Batch(self.make(list(samples), list(generators)), [s.name for s in samples], sum(skipped, []))
+        inputs, finish = self.make(list(samples), list(generators)), getattr(self.make, "finish", None)
+        return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:

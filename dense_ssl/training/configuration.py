@@ -33,7 +33,9 @@ class Data(_Strict):
 class Pretrain(_Strict):
     """What decides a pre-training run. Lengths, `warmup` and `milestones` are in epochs where `epochs` is given, else in steps.
 
-    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on CUDA and 32-true on a CPU.
+    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on CUDA
+    and 32-true on a CPU. views: where pairs of views are made, by the loader on the CPU or, within a few grey levels of that,
+    on the training's device (`data.device_views`).
     """
 
     data: Data
@@ -44,6 +46,7 @@ class Pretrain(_Strict):
     weights: str | None = None
     crop: Side | tuple[Side, Side] = 224
     scale: tuple[float, float] = (0.08, 1.0)
+    views: Literal["cpu", "device"] = "cpu"
     batch_size: int = Field(256, ge=1)
     accumulate: int = Field(1, ge=1)
     epochs: float | None = Field(None, gt=0)
@@ -75,8 +78,8 @@ class Pretrain(_Strict):
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the image's area, 0 < low <= high <= 1, not {self.scale}")
         if self.method == "scratch":
-            if self.steps != 0 or self.epochs is not None:
-                raise ValueError("method scratch trains nothing; give steps 0 and no epochs")
+            if self.steps != 0 or self.epochs is not None or self.views != "cpu":
+                raise ValueError("method scratch trains nothing; give steps 0, no epochs and views cpu")
         elif (self.epochs is None) == (self.steps is None) or self.steps == 0:
             raise ValueError("give either epochs or steps (at least 1)")
         if self.warmup > (self.epochs or self.steps or 0):

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from ..core import atomic_path, environment, write_json
 from ..data.catalog import open_data
+from ..data.device_views import on_device
 from ..data.loading import Batch, PairViews, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
 from ..methods.catalog import build_method
@@ -127,7 +128,7 @@ def train_step(fabric: Fabric, method: nn.Module, optimizer: Optimizer, batches:
     for part, batch in enumerate(batches):
         last = part == len(batches) - 1
         with fabric.no_backward_sync(method, enabled=not last):
-            loss, watched = method(*batch.inputs, signals=signals and last)
+            loss, watched = method(*batch.arguments(), signals=signals and last)
             fabric.backward(loss / len(batches))
         total += loss.detach() / len(batches)
     if config.clip:
@@ -258,6 +259,7 @@ def _check_needs(config: Pretrain, method: nn.Module, samples: Samples) -> None:
 def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: nn.Module, start: int, steps: int) -> Iterator[Batch]:
     "The batches of this process from step `start` to `steps`, made the way the method wants them."
     make = getattr(method, "inputs", PairViews)(config.crop, config.scale)
+    make = on_device(make, config.method) if config.views == "device" else make
     samples = Samples(dataset, make.smallest, config.seed, config.strict)
     _check_needs(config, method, samples)
     batches = StepBatches(len(dataset), config.batch_size, config.seed, start, steps, fabric.global_rank, fabric.world_size,
