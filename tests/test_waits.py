@@ -1,23 +1,25 @@
 """What a training step without signals would make the host wait for on a GPU, counted where every operation passes: at the dispatcher."""
 
 import collections
+import sys
 import traceback
+from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from dense_ssl.data.catalog import open_data
-from dense_ssl.data.loading import Samples, StepBatches, step_loader
-from dense_ssl.methods.catalog import build_method
-from dense_ssl.models.encoders import build_encoder
-from dense_ssl.training.configuration import Launch, Pretrain, parse
-from dense_ssl.training.loop import build_optimizer, setup, train_step
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
+from common import batches, build, configuration, images, launch  # noqa: E402
 
-# The size of their result, or a number for Python, depends on values: the host must have them. lift_fresh: numbers of Python become a tensor, which
-# a GPU gets by a copy from memory that is not pinned.
-WAITS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "masked_select", "_unique", "_unique2", "unique_dim", "unique_consecutive", "bincount",
-         "equal", "is_nonzero", "lift_fresh", "_linalg_svd", "item"}
+from dense_ssl.training.loop import build_optimizer, setup, train_step  # noqa: E402
+
+# The shape of their result, or a number for Python, depends on values: the host must have them. lift_fresh: numbers of Python
+# become a tensor, which a GPU gets by a copy from memory that is not pinned, after all that was asked of it before.
+WAITS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "masked_select", "_unique", "_unique2", "unique_dim",
+         "unique_consecutive", "bincount", "equal", "is_nonzero", "lift_fresh", "_linalg_svd", "_linalg_eigh", "item"}
 
 
 class Waits(TorchDispatchMode):
@@ -33,62 +35,88 @@ class Waits(TorchDispatchMode):
             waits = any(i is not None and i.dtype in (torch.bool, torch.uint8) for i in args[1])
         elif name == "repeat_interleave":
             waits = kwargs.get("output_size") is None
-        elif name == "where" and len(args) == 3:  # a number of Python becomes a tensor of the CPU and is copied
-            waits = any(x.ndim == 0 for x in args[1:]) and args[0].ndim > 0
         else:
             waits = name in WAITS
         if waits:
-            frames = [f for f in traceback.extract_stack() if "/dense_ssl/" in f.filename]
-            line = frames[-1] if frames else traceback.extract_stack()[-3]
-            self.found[name, f"{line.filename.rpartition('/dense_ssl/')[2]}:{line.name}: {line.line}"] += 1
+            self.count(name)
         return func(*args, **kwargs)
 
+    def count(self, name: str) -> None:
+        frames = [f for f in traceback.extract_stack() if "/dense_ssl/" in f.filename]
+        line = (frames or traceback.extract_stack())[-1]
+        self.found[name, f"{Path(line.filename).name}: {line.line}"] += 1
 
-CROPS = {"name": "room", "options": {"count": 8, "size": [96, 128]}}
-PAIRS = {"name": "room_pairs", "options": {"count": 8, "size": [96, 128]}}
-SMALL = {"encoder": "resnet18", "crop": 64, "batch_size": 4, "steps": 4, "lr": 0.05, "clip": 1.0}
+
+class Calls(TorchFunctionMode):
+    "Adds what the dispatcher does not show on a CPU: copies to the host, and numbers in `where`, which a GPU gets by a copy."
+
+    def __init__(self, waits: Waits):
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu) or (
+                func in (torch.where, torch.Tensor.where) and not all(isinstance(x, torch.Tensor) for x in args)):
+            self.waits.count(func.__name__)
+        return func(*args, **kwargs or {})
+
+
+def found_in(function) -> collections.Counter:
+    with Waits() as mode, Calls(mode):
+        function()
+    return mode.found
+
+
+def test_the_counter_sees_what_waits():
+    x = torch.arange(6.0)
+    waiting = [lambda: x.sum().item(), lambda: x[x > 2], lambda: (x > 2).nonzero(), lambda: x.unique(), lambda: torch.tensor(3.0), lambda: float(x[0]),
+               lambda: torch.where(x > 2, x, 0.0), lambda: x.long().bincount(), lambda: x.repeat_interleave(x.long()), lambda: bool((x > 2).any()),
+               lambda: x.index_put((x > 2,), x.new_zeros(())), lambda: x[[1, 2]], lambda: torch.equal(x, x),
+               lambda: x.tolist(), lambda: x.where(x > 2, 0.0)]
+    still = [lambda: x.masked_fill(x > 2, 0.0), lambda: x.sort(), lambda: x[x.long()], lambda: x.new_full((2,), 3.0), lambda: x * 2 + 1, lambda: x.topk(2),
+             lambda: torch.where(x > 2, x, x.new_full((), 1.0))]
+    assert [found_in(f).total() > 0 for f in waiting + still] == [True] * len(waiting) + [False] * len(still)
+
+
+# Name to (method, settings, operations that wait in a step).
+PROJECTOR = {"hidden": 32, "out": 30}
 RUNS = {
-    "pixcontrast": ({"method_options": {"hidden": 32, "out": 32}}, 0),
-    "pixpro": ({"method_options": {"hidden": 32, "out": 32}}, 0),
-    "pixdepth": ({"method_options": {"hidden": 32, "out": 30}}, 0),
-    "pixdepth-max": ({"method_options": {"hidden": 32, "out": 30, "unit": "max"}}, 0),
-    "swav": ({"method_options": {"prototypes": 20, "hidden": 32, "out": 16, "queue": 8, "freeze": 1}}, 0),
-    "moco": ({"method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
-    "densecl": ({"method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
-    "picie": ({"method_options": {"clusters": 5, "out": 32, "bank": 64, "refit": 100}}, 0),
-    "cpcdr": ({"data": {"name": "room", "options": {"count": 8, "size": [96, 128], "proposals": "labels"}},
-               "method_options": {"prototypes": 20, "copy_paste": {"images": 2}}}, 0),
-    "auxcontrast": ({"data": {"name": "room", "options": {"count": 8, "size": [96, 128], "auxiliary": True}}, "output_stride": 8,
-                     "method_options": {"anchors": 100, "candidates": 400, "from_bank": 300, "bank": 8, "bank_rows": 16, "channels": 32, "out": 16}}, 0),
-    "pri3d": ({"data": PAIRS}, 0),
-    "geosets": ({"data": PAIRS, "method_options": {"stage_one": 0.5}}, 0),
+    "pixcontrast": ("pixcontrast", {"method_options": PROJECTOR}, 0),
+    "pixpro": ("pixpro", {"method_options": PROJECTOR}, 0),
+    "pixdepth": ("pixdepth", {"method_options": PROJECTOR}, 0),
+    "pixdepth in unit max": ("pixdepth", {"method_options": {**PROJECTOR, "unit": "max"}}, 0),
+    "pixdepth, views on the device": ("pixdepth", {"method_options": PROJECTOR, "views": "device"}, 0),
+    "swav": ("swav", {"method_options": {"prototypes": 20, "hidden": 32, "out": 16, "queue": 8, "freeze": 1}}, 0),
+    "moco": ("moco", {"method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
+    "densecl": ("densecl", {"method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
+    # but for every `refit`-th step, in which k-means runs on the CPU
+    "picie": ("picie", {"method_options": {"clusters": 5, "out": 32, "bank": 64, "refit": 100}}, 0),
+    "cpcdr": ("cpcdr", {"method_options": {"prototypes": 20, "copy_paste": {"images": 2}}}, 0),
+    "auxcontrast": ("auxcontrast", {"output_stride": 8, "method_options": {"anchors": 100, "candidates": 400, "from_bank": 300, "bank": 8, "bank_rows": 16,
+                                                                           "channels": 32, "out": 16, "compiled": False}}, 0),
 }
 
 
-def waits_of_step(name: str) -> collections.Counter:
+def waits_of_step(method_name: str, settings: dict) -> collections.Counter:
     "What the third of four steps of a small run waits for; the first two warm up what is made once."
-    config = parse(Pretrain, {"data": CROPS, **SMALL, "method": name.partition("-")[0], **RUNS[name][0]})
-    fabric = setup(config, Launch(accelerator="cpu", tensorboard=False))
-    torch.manual_seed(0)
-    dataset = open_data(config.data.name, config.data.split, **config.data.options)
-    method = build_method(config.method, build_encoder(config.encoder, config.output_stride), **config.method_options)
+    config = configuration(method_name, 64, 4, steps=4, clip=1.0, **settings)
+    fabric = setup(config, launch("cpu"))
+    method = build(config)
     wrapped, optimizer = fabric.setup(method, build_optimizer(method, config))
-    make = getattr(method, "inputs")(config.crop, config.scale) if hasattr(method, "inputs") else None
-    from dense_ssl.data.loading import PairViews
-    make = make or PairViews(config.crop, config.scale)
-    loader = iter(step_loader(Samples(dataset, make.smallest, 0), make, StepBatches(len(dataset), 4, 0, 0, 4)))
-    for step in range(4):
-        batch, mode = next(loader), Waits()
-        with mode:
-            train_step(fabric, wrapped, optimizer, [batch], step, config, signals=False)
-            method.after_step(step, 4)
-        if step == 2:
-            return mode.found
+
+    def step(k: int, batch) -> None:
+        train_step(fabric, wrapped, optimizer, [batch], k, config, signals=False)
+        method.after_step(k, 4)
+
+    made = batches(config, method, images(method_name, 4, (64, 80)), 3)
+    step(0, made[0]), step(1, made[1])
+    return found_in(lambda: step(2, made[2]))
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_step_waits_as_little_as_is_said(name):
-    found = waits_of_step(name)
-    said = "\n".join(f"{count} x {what} in {where}" for (what, where), count in found.items())
-    print(said)
-    assert found.total() == RUNS[name][1], said
+    method, settings, said = RUNS[name]
+    with patch("dense_ssl.objectives.auxiliary_contrast._static", return_value=True):  # the layout of a GPU
+        found = waits_of_step(method, settings)
+    where = "\n".join(f"{count} x {what} in {line}" for (what, line), count in found.items())
+    assert found.total() == said, where

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from dense_ssl.data.catalog import open_data
+from dense_ssl.data.device_views import on_device
 from dense_ssl.data.loading import Batch, PairViews, Samples, StepBatches, step_loader
 from dense_ssl.methods.catalog import build_method
 from dense_ssl.models.encoders import build_encoder
@@ -50,6 +51,7 @@ def build(config: Pretrain):
 def batches(config: Pretrain, method, dataset, steps: int, workers: int = 0) -> list[Batch]:
     "The first batches of a run."
     make = method.inputs(config.crop, config.scale) if hasattr(method, "inputs") else PairViews(config.crop, config.scale)
+    make = on_device(make, config.method) if config.views == "device" else make
     samples = Samples(dataset, make.smallest, config.seed)
     return list(step_loader(samples, make, StepBatches(len(dataset), config.batch_size, config.seed, 0, steps), workers))
 

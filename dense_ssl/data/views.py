@@ -115,9 +115,8 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def normalize_image(image: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) to float32 with ImageNet's mean and standard deviation."""
-    constants = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    mean, std = (v.to(image.device, non_blocking=True) for v in constants)
-    return (image.float() / 255 - mean) / std
+    channels = zip(image.float().div(255).unbind(-3), IMAGENET_MEAN, IMAGENET_STD, strict=True)  # a tensor of constants would be copied to a GPU
+    return torch.stack([(channel - mean) / std for channel, mean, std in channels], -3)
 
 # %% ../../nbs/02_data/00_views.ipynb #cut
 def cut(sample: Sample, crop: Crop, size: int | tuple[int, int]) -> tuple[Tensor, View]:

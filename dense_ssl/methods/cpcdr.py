@@ -70,7 +70,7 @@ class CPCDR(nn.Module):
         loss, watched = 0.0, {}
         for name, points, groups, share in (("pixel", scenes.pixels, pixels, self.weight), ("region", scenes.regions, regions, 1 - self.weight)):
             if share:
-                z = sample_features(maps, points.position, size)
+                z = sample_features(maps, points.position, size, check=False)
                 part = prototype_loss(z, self.prototypes, groups or points.group, self.temperature, self.epsilon, self.iterations)
                 loss = loss + share * part
                 watched[f"loss_{name}"] = part
