@@ -12,8 +12,13 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(out: Path, *words: str) -> subprocess.CompletedProcess:
-    return subprocess.run([sys.executable, "benchmarks/gpu/run.py", "--device", "cpu", "--tiny", "--out", out, *words], cwd=ROOT, text=True, capture_output=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.run(
+        [sys.executable, "benchmarks/gpu/run.py", "--device", "cpu", "--tiny", "--out", out, *words],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def results(out: Path) -> dict:
@@ -29,16 +34,42 @@ def test_rehearsal(tmp_path):
 
 @pytest.mark.parametrize("fault", ["raise", "kill"])
 def test_a_stage_that_fails_leaves_the_others(tmp_path, fault):
-    words = ["--stages", "check-operations", "kernel-codes", "kernel-sets", "--fault", json.dumps({"kernel-codes": fault})]
+    words = [
+        "--stages",
+        "check-operations",
+        "kernel-codes",
+        "kernel-sets",
+        "--fault",
+        json.dumps({"kernel-codes": fault}),
+    ]
     said = run(tmp_path, *words)
     found = results(tmp_path)
-    assert said.returncode == 1 and "1 failed" in said.stdout and {n: r["ok"] for n, r in found.items()} == {
-        "check-operations": True, "kernel-codes": False, "kernel-sets": True}
-    assert ("a fault that was asked for" if fault == "raise" else "status -9") in "\n".join(found["kernel-codes"]["error"])
-    again = run(tmp_path, *words[:4])                                 # only what failed is run again, and what is there is kept
+    assert (
+        said.returncode == 1
+        and "1 failed" in said.stdout
+        and {n: r["ok"] for n, r in found.items()}
+        == {"check-operations": True, "kernel-codes": False, "kernel-sets": True}
+    )
+    assert ("a fault that was asked for" if fault == "raise" else "status -9") in "\n".join(
+        found["kernel-codes"]["error"]
+    )
+    again = run(tmp_path, *words[:4])  # only what failed is run again, and what is there is kept
     assert again.returncode == 0 and "1 stages to run, 2 there already" in again.stdout, again.stdout
 
 
 def test_out_of_time_is_said(tmp_path):
-    said = run(tmp_path, "--stages", "check-operations", "kernel-codes", "--minutes", "0.4", "--fault", json.dumps({"check-operations": "hang"}))
-    assert said.returncode == 1 and "1 not begun" in said.stdout and "time for all stages is over" in str(results(tmp_path)["check-operations"]["error"])
+    said = run(
+        tmp_path,
+        "--stages",
+        "check-operations",
+        "kernel-codes",
+        "--minutes",
+        "0.4",
+        "--fault",
+        json.dumps({"check-operations": "hang"}),
+    )
+    assert (
+        said.returncode == 1
+        and "1 not begun" in said.stdout
+        and "time for all stages is over" in str(results(tmp_path)["check-operations"]["error"])
+    )

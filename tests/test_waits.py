@@ -12,14 +12,29 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks" / "gpu"))
-from common import batches, build, configuration, images, launch  # noqa: E402
+from common import batches, build, configuration, images, launch
 
-from dense_ssl.training.loop import build_optimizer, setup, train_step  # noqa: E402
+from dense_ssl.training.loop import build_optimizer, setup, train_step
 
 # The shape of their result, or a number for Python, depends on values: the host must have them. lift_fresh: numbers of Python
 # become a tensor, which a GPU gets by a copy from memory that is not pinned, after all that was asked of it before.
-WAITS = {"_local_scalar_dense", "nonzero", "nonzero_numpy", "masked_select", "_unique", "_unique2", "unique_dim",
-         "unique_consecutive", "bincount", "equal", "is_nonzero", "lift_fresh", "_linalg_svd", "_linalg_eigh", "item"}
+WAITS = {
+    "_local_scalar_dense",
+    "nonzero",
+    "nonzero_numpy",
+    "masked_select",
+    "_unique",
+    "_unique2",
+    "unique_dim",
+    "unique_consecutive",
+    "bincount",
+    "equal",
+    "is_nonzero",
+    "lift_fresh",
+    "_linalg_svd",
+    "_linalg_eigh",
+    "item",
+}
 
 
 class Waits(TorchDispatchMode):
@@ -56,7 +71,8 @@ class Calls(TorchFunctionMode):
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu) or (
-                func in (torch.where, torch.Tensor.where) and not all(isinstance(x, torch.Tensor) for x in args)):
+            func in (torch.where, torch.Tensor.where) and not all(isinstance(x, torch.Tensor) for x in args)
+        ):
             self.waits.count(func.__name__)
         return func(*args, **kwargs or {})
 
@@ -69,12 +85,32 @@ def found_in(function) -> collections.Counter:
 
 def test_the_counter_sees_what_waits():
     x = torch.arange(6.0)
-    waiting = [lambda: x.sum().item(), lambda: x[x > 2], lambda: (x > 2).nonzero(), lambda: x.unique(), lambda: torch.tensor(3.0), lambda: float(x[0]),
-               lambda: torch.where(x > 2, x, 0.0), lambda: x.long().bincount(), lambda: x.repeat_interleave(x.long()), lambda: bool((x > 2).any()),
-               lambda: x.index_put((x > 2,), x.new_zeros(())), lambda: x[[1, 2]], lambda: torch.equal(x, x),
-               lambda: x.tolist(), lambda: x.where(x > 2, 0.0)]
-    still = [lambda: x.masked_fill(x > 2, 0.0), lambda: x.sort(), lambda: x[x.long()], lambda: x.new_full((2,), 3.0), lambda: x * 2 + 1, lambda: x.topk(2),
-             lambda: torch.where(x > 2, x, x.new_full((), 1.0))]
+    waiting = [
+        lambda: x.sum().item(),
+        lambda: x[x > 2],
+        lambda: (x > 2).nonzero(),
+        lambda: x.unique(),
+        lambda: torch.tensor(3.0),
+        lambda: float(x[0]),
+        lambda: torch.where(x > 2, x, 0.0),
+        lambda: x.long().bincount(),
+        lambda: x.repeat_interleave(x.long()),
+        lambda: bool((x > 2).any()),
+        lambda: x.index_put((x > 2,), x.new_zeros(())),
+        lambda: x[[1, 2]],
+        lambda: torch.equal(x, x),
+        lambda: x.tolist(),
+        lambda: x.where(x > 2, 0.0),
+    ]
+    still = [
+        lambda: x.masked_fill(x > 2, 0.0),
+        lambda: x.sort(),
+        lambda: x[x.long()],
+        lambda: x.new_full((2,), 3.0),
+        lambda: x * 2 + 1,
+        lambda: x.topk(2),
+        lambda: torch.where(x > 2, x, x.new_full((), 1.0)),
+    ]
     assert [found_in(f).total() > 0 for f in waiting + still] == [True] * len(waiting) + [False] * len(still)
 
 
@@ -92,8 +128,23 @@ RUNS = {
     # but for every `refit`-th step, in which k-means runs on the CPU
     "picie": ("picie", {"method_options": {"clusters": 5, "out": 32, "bank": 64, "refit": 100}}, 0),
     "cpcdr": ("cpcdr", {"method_options": {"prototypes": 20, "copy_paste": {"images": 2}}}, 0),
-    "auxcontrast": ("auxcontrast", {"output_stride": 8, "method_options": {"anchors": 100, "candidates": 400, "from_bank": 300, "bank": 8, "bank_rows": 16,
-                                                                           "channels": 32, "out": 16, "compiled": False}}, 0),
+    "auxcontrast": (
+        "auxcontrast",
+        {
+            "output_stride": 8,
+            "method_options": {
+                "anchors": 100,
+                "candidates": 400,
+                "from_bank": 300,
+                "bank": 8,
+                "bank_rows": 16,
+                "channels": 32,
+                "out": 16,
+                "compiled": False,
+            },
+        },
+        0,
+    ),
 }
 
 

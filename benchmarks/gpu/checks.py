@@ -25,24 +25,65 @@ from dense_ssl.models.encoders import read_weights
 from dense_ssl.models.heads import collapse_signals, momentum_update
 from dense_ssl.models.point_unet import PointUNet
 from dense_ssl.models.semantic_fpn import sample_features
-from dense_ssl.objectives import (auxiliary_contrast, instance_contrast, pixel_consistency, pixel_contrast, prototypes, set_infonce)
+from dense_ssl.objectives import (
+    auxiliary_contrast,
+    instance_contrast,
+    pixel_consistency,
+    pixel_contrast,
+    prototypes,
+    set_infonce,
+)
 from dense_ssl.positives import masks
 from dense_ssl.processes import kill_group
 from dense_ssl.training.configuration import parse
 from dense_ssl.training.launch import worker_command
-from dense_ssl.training.loop import Log, build_optimizer, prepare, setup, train_step
+from dense_ssl.training.loop import Log, prepare, setup, train_step
 
 FLOAT32 = 2e-5  # relative, over whole tensors: sums of a few thousand float32 in another order
 METHODS = {
-    "pixcontrast": {"method_options": {"hidden": 64, "out": 60}}, "pixpro": {"method_options": {"hidden": 64, "out": 60}},
+    "pixcontrast": {"method_options": {"hidden": 64, "out": 60}},
+    "pixpro": {"method_options": {"hidden": 64, "out": 60}},
     "pixdepth": {"method_options": {"hidden": 64, "out": 60}},
-    "swav": {"method_options": {"prototypes": 30, "hidden": 64, "out": 32, "freeze": 2}}, "moco": {"method_options": {"queue": 64, "hidden": 64, "out": 32}},
-    "densecl": {"method_options": {"queue": 64, "hidden": 64, "out": 32}}, "picie": {"method_options": {"clusters": 6, "out": 32, "bank": 256}},
-    "cpcdr": {"method_options": {"prototypes": 30, "pyramid": 32, "channels": 32, "out": 32, "copy_paste": {"images": 4}}},
-    "auxcontrast": {"output_stride": 8, "method_options": {"anchors": 200, "candidates": 800, "from_bank": 400, "bank": 16, "bank_rows": 32, "channels": 32,
-                                                           "out": 16, "dropout": 0.0, "atrous_rates": (2, 4, 6)}},
-    "pri3d": {"method_options": {"channels": (32, 32, 16, 16), "out": 16, "point_widths": (8, 12), "matches": 100, "voxel": 0.1}},
-    "geosets": {"method_options": {"stage_one": 0.5, "channels": (32, 32, 16, 16), "out": 16, "point_widths": (8, 12), "matches": 100, "voxel": 0.1}},
+    "swav": {"method_options": {"prototypes": 30, "hidden": 64, "out": 32, "freeze": 2}},
+    "moco": {"method_options": {"queue": 64, "hidden": 64, "out": 32}},
+    "densecl": {"method_options": {"queue": 64, "hidden": 64, "out": 32}},
+    "picie": {"method_options": {"clusters": 6, "out": 32, "bank": 256}},
+    "cpcdr": {
+        "method_options": {"prototypes": 30, "pyramid": 32, "channels": 32, "out": 32, "copy_paste": {"images": 4}}
+    },
+    "auxcontrast": {
+        "output_stride": 8,
+        "method_options": {
+            "anchors": 200,
+            "candidates": 800,
+            "from_bank": 400,
+            "bank": 16,
+            "bank_rows": 32,
+            "channels": 32,
+            "out": 16,
+            "dropout": 0.0,
+            "atrous_rates": (2, 4, 6),
+        },
+    },
+    "pri3d": {
+        "method_options": {
+            "channels": (32, 32, 16, 16),
+            "out": 16,
+            "point_widths": (8, 12),
+            "matches": 100,
+            "voxel": 0.1,
+        }
+    },
+    "geosets": {
+        "method_options": {
+            "stage_one": 0.5,
+            "channels": (32, 32, 16, 16),
+            "out": 16,
+            "point_widths": (8, 12),
+            "matches": 100,
+            "voxel": 0.1,
+        }
+    },
 }
 
 
@@ -68,11 +109,23 @@ def operations() -> dict[str, tuple[Callable, list[Tensor]]]:
     depth = rand(2, 40, 52).abs() + 0.5
     depth[:, :7, :9] = torch.nan
     depth_map = {"resize_depth down": (8, 10), "resize_depth up": (60, 80)}
-    positives, groups, labels = torch.rand(2, 49, 36, generator=g) < 0.2, ids(500, 60), torch.stack([ids(300, 8), ids(300, 20), ids(300, 4).abs()], 1)
+    positives, groups, labels = (
+        torch.rand(2, 49, 36, generator=g) < 0.2,
+        ids(500, 60),
+        torch.stack([ids(300, 8), ids(300, 20), ids(300, 4).abs()], 1),
+    )
     pair = torch.arange(3).repeat_interleave(70)
     sets = torch.stack([ids(210, 5) for _ in range(2)])
-    position = torch.stack([torch.randint(2, (200,), generator=g).double(), *(torch.rand(200, generator=g, dtype=torch.float64) * (n - 1) for n in (64, 48))], 1)
-    voxels = torch.unique(torch.cat([torch.randint(2, (900, 1), generator=g), torch.randint(12, (900, 3), generator=g)], 1), dim=0).int()
+    position = torch.stack(
+        [
+            torch.randint(2, (200,), generator=g).double(),
+            *(torch.rand(200, generator=g, dtype=torch.float64) * (n - 1) for n in (64, 48)),
+        ],
+        1,
+    )
+    voxels = torch.unique(
+        torch.cat([torch.randint(2, (900, 1), generator=g), torch.randint(12, (900, 3), generator=g)], 1), dim=0
+    ).int()
     network = PointUNet(3, 8, (8, 12))
     K = torch.tensor([[60.0, 0, 26], [0, 60, 20], [0, 0, 1]], dtype=torch.float64)
     xy = [rand(2, n, 2).abs() * 60 for n in (49, 36)]
@@ -99,28 +152,68 @@ def operations() -> dict[str, tuple[Callable, list[Tensor]]]:
     return {
         "normalize_depth": (normalize_depth, [depth]),
         **{name: (lambda d, size=size: resize_depth(d, size), [depth]) for name, size in depth_map.items()},
-        "backproject": (lambda d: backproject(d, K.to(d)), [depth]), "normals": (lambda d: normals(backproject(d, K.to(d))), [depth.nan_to_num(1.0)]),
+        "backproject": (lambda d: backproject(d, K.to(d)), [depth]),
+        "normals": (lambda d: normals(backproject(d, K.to(d))), [depth.nan_to_num(1.0)]),
         "view.at": (at, [rand(2, 3, 24, 20), rand(2, 2, 24, 20)]),
         "distance_mask": (lambda a, b: masks.distance_mask(a, b, 0.7, a.new_full((2,), 30.0)).double(), xy),
-        "depth_mask": (lambda a, b: masks.depth_mask(a, b, 0.3).double(), [torch.rand(2, n, generator=g, dtype=torch.float64) for n in (49, 36)]),
-        "pixel_contrast": (lambda a, b: pixel_contrast.pixel_contrast(a, b, positives.to(a.device)), [rand(2, 49, 32), rand(2, 36, 32)]),
-        "multi_threshold_contrast": (lambda a, b: pixel_contrast.multi_threshold_contrast(a, b, [positives.to(a.device)] * 2), [rand(2, 49, 32), rand(2, 36, 32)]),
-        "pixel_consistency": (lambda a, b, c, d: pixel_consistency.pixel_consistency(a, b, c, d, positives.to(a.device)), [rand(2, n, 32) for n in (49, 36) * 2]),
+        "depth_mask": (
+            lambda a, b: masks.depth_mask(a, b, 0.3).double(),
+            [torch.rand(2, n, generator=g, dtype=torch.float64) for n in (49, 36)],
+        ),
+        "pixel_contrast": (
+            lambda a, b: pixel_contrast.pixel_contrast(a, b, positives.to(a.device)),
+            [rand(2, 49, 32), rand(2, 36, 32)],
+        ),
+        "multi_threshold_contrast": (
+            lambda a, b: pixel_contrast.multi_threshold_contrast(a, b, [positives.to(a.device)] * 2),
+            [rand(2, 49, 32), rand(2, 36, 32)],
+        ),
+        "pixel_consistency": (
+            lambda a, b, c, d: pixel_consistency.pixel_consistency(a, b, c, d, positives.to(a.device)),
+            [rand(2, n, 32) for n in (49, 36) * 2],
+        ),
         "propagate": (pixel_consistency.propagate, [rand(2, 49, 32), rand(2, 49, 16)]),
         "sinkhorn": (lambda s: prototypes.sinkhorn(F.normalize(s, dim=1)), [rand(500, 40)]),
         "group_mean": (lambda c: prototypes.group_mean(c, groups.to(c.device)), [rand(500, 40)]),
-        "prototype_loss": (lambda z, c: prototypes.prototype_loss(z, c, groups.to(z.device)), [rand(500, 32), rand(40, 32)]),
-        "swap_loss": (lambda a, b, c: swap_loss(*(F.normalize(x, dim=1) for x in (a, b, c))), [rand(64, 32), rand(64, 32), rand(20, 32)]),
-        "auxiliary_contrast": (lambda a, b: auxiliary_contrast.auxiliary_contrast(a[:100], b, labels[:100].to(a.device), labels.to(a.device)), [rand(100, 32), rand(300, 32)]),
+        "prototype_loss": (
+            lambda z, c: prototypes.prototype_loss(z, c, groups.to(z.device)),
+            [rand(500, 32), rand(40, 32)],
+        ),
+        "swap_loss": (
+            lambda a, b, c: swap_loss(*(F.normalize(x, dim=1) for x in (a, b, c))),
+            [rand(64, 32), rand(64, 32), rand(20, 32)],
+        ),
+        "auxiliary_contrast": (
+            lambda a, b: auxiliary_contrast.auxiliary_contrast(
+                a[:100], b, labels[:100].to(a.device), labels.to(a.device)
+            ),
+            [rand(100, 32), rand(300, 32)],
+        ),
         "info_nce": (instance_contrast.info_nce, [rand(30, 16), rand(30, 16), rand(100, 16)]),
-        "dense_info_nce": (lambda q, k, f: instance_contrast.dense_info_nce(q, k, f, f.flip(1), q.new_zeros(0, 16)), [rand(2, 49, 16), rand(2, 49, 16), rand(2, 49, 8)]),
-        "pixel_infonce": (lambda a, b: set_infonce.pixel_infonce(a, b, 0.4, pair.to(a.device)), [rand(210, 32), rand(210, 32)]),
-        **{f"set_infonce {n}": (lambda a, b, n=n: set_infonce.set_infonce(a, sets[0].to(a.device), b, sets[1].to(a.device), 0.4, pair.to(a.device), pair.to(a.device), n),
-                                [rand(210, 32), rand(210, 32)]) for n in ("pair", "batch")},
+        "dense_info_nce": (
+            lambda q, k, f: instance_contrast.dense_info_nce(q, k, f, f.flip(1), q.new_zeros(0, 16)),
+            [rand(2, 49, 16), rand(2, 49, 16), rand(2, 49, 8)],
+        ),
+        "pixel_infonce": (
+            lambda a, b: set_infonce.pixel_infonce(a, b, 0.4, pair.to(a.device)),
+            [rand(210, 32), rand(210, 32)],
+        ),
+        **{
+            f"set_infonce {n}": (
+                lambda a, b, n=n: set_infonce.set_infonce(
+                    a, sets[0].to(a.device), b, sets[1].to(a.device), 0.4, pair.to(a.device), pair.to(a.device), n
+                ),
+                [rand(210, 32), rand(210, 32)],
+            )
+            for n in ("pair", "batch")
+        },
         "sample_features": (lambda f: sample_features(f, position.to(f), (48, 64)), [rand(2, 16, 6, 8)]),
         "point_unet": (points, [rand(len(voxels), 3)]),
         "resample": (seen, [rand(2, 6, 8, 8), grid, grid * 0.7 + 1.2]),
-        "cluster_loss": (lambda a, b, c, d: cluster_loss(a, b, c, d, torch.ones(2, 6, 6, dtype=torch.bool, device=a.device)), [rand(2, 16, 6, 6), rand(2, 16, 6, 6), rand(5, 16), rand(5, 16)]),
+        "cluster_loss": (
+            lambda a, b, c, d: cluster_loss(a, b, c, d, torch.ones(2, 6, 6, dtype=torch.bool, device=a.device)),
+            [rand(2, 16, 6, 6), rand(2, 16, 6, 6), rand(5, 16), rand(5, 16)],
+        ),
         "momentum_update": (moved, [rand(8, 8), rand(8, 8)]),
         "spread": (lambda f: torch.tensor(list(collapse_signals(f).values())), [rand(2, 16, 8, 8)]),
     }
@@ -135,13 +228,29 @@ def check_operations(device: str, tiny: bool, options: object) -> dict:
         for place, dtype in (("cpu", torch.float64), (device, torch.float32)):
             given = [t.to(place, dtype).requires_grad_() for t in tensors]
             value = function(*given)
-            grads = torch.autograd.grad((value.nan_to_num() * torch.linspace(0.5, 1.5, value.numel(), device=value.device).view_as(value)).sum(), given,
-                                        allow_unused=True) if value.requires_grad else []
+            grads = (
+                torch.autograd.grad(
+                    (
+                        value.nan_to_num() * torch.linspace(0.5, 1.5, value.numel(), device=value.device).view_as(value)
+                    ).sum(),
+                    given,
+                    allow_unused=True,
+                )
+                if value.requires_grad
+                else []
+            )
             results.append([value, *(x for x in grads if x is not None)])
         errors[name] = max(relative(b, a) for a, b in zip(*results, strict=True))
-        if not errors[name] < FLOAT32 * (50 if name in ("point_unet", "spread") else 1):  # deep, with batch norm; singular values
+        if not errors[name] < FLOAT32 * (
+            50 if name in ("point_unet", "spread") else 1
+        ):  # deep, with batch norm; singular values
             failed.append(f"{name}: {errors[name]:.2e}")
-    return {"relative_error": errors, "tolerance": FLOAT32, "failed": failed, "says": f"{len(errors)} operations, largest error {max(errors.values()):.1e}"}
+    return {
+        "relative_error": errors,
+        "tolerance": FLOAT32,
+        "failed": failed,
+        "says": f"{len(errors)} operations, largest error {max(errors.values()):.1e}",
+    }
 
 
 def losses(name: str, device: str, precision: str, steps: int, made: list) -> list[float]:
@@ -154,13 +263,19 @@ def losses(name: str, device: str, precision: str, steps: int, made: list) -> li
     values = []
     for step, batch in enumerate(made[:steps]):
         optimizer.param_groups[0]["lr"] = 0.02
-        loss, _ = train_step(fabric, wrapped, optimizer, [batch.to(fabric.device)], step, config, signals=step == steps - 1)
+        loss, _ = train_step(
+            fabric, wrapped, optimizer, [batch.to(fabric.device)], step, config, signals=step == steps - 1
+        )
         method.after_step(step, steps)
         values.append(loss)
     return torch.stack(values).double().tolist()
 
 
-DRAWS = ("auxcontrast", "geosets", "pri3d")  # they draw pixels with the device's own generator, so that only the level of their losses can agree
+DRAWS = (
+    "auxcontrast",
+    "geosets",
+    "pri3d",
+)  # they draw pixels with the device's own generator, so that only the level of their losses can agree
 
 
 def check_method(name: str) -> Callable:
@@ -170,16 +285,35 @@ def check_method(name: str) -> Callable:
         config = configuration(name, 64, 8, **METHODS[name])
         dataset = images(name, 8 if tiny else 16, (96, 128))
         made = batches(config, build(config), dataset, steps)
-        here = {p: losses(name, device, p, steps, made) for p in ("32-true", "bf16-mixed") if device == "cuda" or p == "32-true"}
+        here = {
+            p: losses(name, device, p, steps, made)
+            for p in ("32-true", "bf16-mixed")
+            if device == "cuda" or p == "32-true"
+        }
         there = losses(name, "cpu", "32-true", steps, made)
         level = sum(abs(v) for v in there) / steps
         first = abs(here["32-true"][0] - there[0]) / level
         far = {p: max(abs(a - b) for a, b in zip(v, there, strict=True)) / level for p, v in here.items()}
         draws = name in DRAWS and device != "cpu"
-        bounds = {"first": 0.05 if draws else 1e-4, "32-true": 0.2 if draws else 0.03, "bf16-mixed": 0.2 if draws else 0.05}
-        failed = [f"{what}: {value:.2e} where {bounds[what]} is allowed" for what, value in {"first": first, **far}.items() if not value <= bounds[what]]
-        return {"cpu": there, **here, "first": first, "largest": far, "bounds": bounds, "failed": failed,
-                "says": f"first {first:.1e}, " + ", ".join(f"{p} {value:.1e}" for p, value in far.items())}
+        bounds = {
+            "first": 0.05 if draws else 1e-4,
+            "32-true": 0.2 if draws else 0.03,
+            "bf16-mixed": 0.2 if draws else 0.05,
+        }
+        failed = [
+            f"{what}: {value:.2e} where {bounds[what]} is allowed"
+            for what, value in {"first": first, **far}.items()
+            if not value <= bounds[what]
+        ]
+        return {
+            "cpu": there,
+            **here,
+            "first": first,
+            "largest": far,
+            "bounds": bounds,
+            "failed": failed,
+            "says": f"first {first:.1e}, " + ", ".join(f"{p} {value:.1e}" for p, value in far.items()),
+        }
 
     return check
 
@@ -230,8 +364,22 @@ def distributed(backend: str, processes: int, device: str) -> list[float]:
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as folder:
         (script := Path(folder, "rank.py")).write_text(RANK.format(paths=[str(here), str(here.parents[1])]))
-        run = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), str(script), backend, device],
-                             capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "torch.distributed.run",
+                "--standalone",
+                "--nproc-per-node",
+                str(processes),
+                str(script),
+                backend,
+                device,
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
     found = [line for line in run.stdout.splitlines() if line.startswith("LOSSES")]
     if run.returncode or not found:
         raise RuntimeError(f"{backend} with {processes} processes: {run.stderr[-1500:]}")
@@ -243,26 +391,43 @@ def check_processes(device: str, tiny: bool, options: object) -> dict:
     with ThreadPoolExecutor(2) as pool:
         one, two = pool.map(distributed, ("nccl" if device == "cuda" else "gloo", "gloo"), (1, 2), (device, device))
     gap = max(abs(a - b) for a, b in zip(one, two, strict=True))
-    return {"one": one, "two": two, "largest_difference": gap, "failed": [f"losses differ by {gap:.1e}"] if not gap < 1e-6 else [], "says": f"differ by {gap:.1e}"}
+    return {
+        "one": one,
+        "two": two,
+        "largest_difference": gap,
+        "failed": [f"losses differ by {gap:.1e}"] if not gap < 1e-6 else [],
+        "says": f"differ by {gap:.1e}",
+    }
 
 
 def check_resume(device: str, tiny: bool, options: object) -> dict:
     "kill -9 at a random step, and again; then to the end: the same bits as an uninterrupted run, where the device's sums have one order."
     steps = 6 if tiny else 24
-    config = configuration("pixdepth", 64, 8, **METHODS["pixdepth"]).model_dump(mode="json") | {"steps": steps, "data": {"name": "room", "options": {"count": 8, "size": [96, 128]}}}
+    config = configuration("pixdepth", 64, 8, **METHODS["pixdepth"]).model_dump(mode="json") | {
+        "steps": steps,
+        "data": {"name": "room", "options": {"count": 8, "size": [96, 128]}},
+    }
     how = {"accelerator": device, "log_every": 1, "tensorboard": False, "checkpoint_seconds": 0, "threads": 1}
 
     def start(folder: Path) -> subprocess.Popen:
         write_json(folder / "params.json", config), write_json(folder / "launch.json", how)
-        return subprocess.Popen(worker_command(folder, parse(type(launch("cpu")), how)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                                start_new_session=True, env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])})
+        return subprocess.Popen(
+            worker_command(folder, parse(type(launch("cpu")), how)),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+        )
 
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder, "whole"), Path(folder, "killed")
         process, other, kills = start(whole), start(killed), []
         for _ in range(1 if tiny else 2):
             wanted = random.randrange(1, steps - 2)
-            while other.poll() is None and not any(line["step"] >= wanted for line in Log.read(killed / "metrics.jsonl")):
+            while other.poll() is None and not any(
+                line["step"] >= wanted for line in Log.read(killed / "metrics.jsonl")
+            ):
                 time.sleep(0.01)
             kill_group(other)
             kills.append(wanted)
@@ -275,8 +440,18 @@ def check_resume(device: str, tiny: bool, options: object) -> dict:
         lines = [[line["loss"] for line in Log.read(f / "metrics.jsonl")] for f in (whole, killed)]
         done = is_done(whole) and is_done(killed)
     same, gap = all(torch.equal(a[k], b[k]) for k in a), max(abs(x - y) for x, y in zip(*lines, strict=True))
-    failed = [] if done and gap < 1e-3 and len(lines[1]) == steps else [f"{len(lines[1])} of {steps} steps, losses differ by {gap:.1e}"]
-    return {"killed_after": kills, "same_bits": same, "largest_difference": gap, "failed": failed, "says": f"{'same bits' if same else f'losses differ by {gap:.1e}'}"}
+    failed = (
+        []
+        if done and gap < 1e-3 and len(lines[1]) == steps
+        else [f"{len(lines[1])} of {steps} steps, losses differ by {gap:.1e}"]
+    )
+    return {
+        "killed_after": kills,
+        "same_bits": same,
+        "largest_difference": gap,
+        "failed": failed,
+        "says": f"{'same bits' if same else f'losses differ by {gap:.1e}'}",
+    }
 
 
 def check_compile(device: str, tiny: bool, options: object) -> dict:
@@ -295,8 +470,18 @@ def check_compile(device: str, tiny: bool, options: object) -> dict:
             method.after_step(step, 3)
             values[-1].append(loss.item())
     gap = max(abs(a - b) / abs(a) for a, b in zip(*values, strict=True))
-    return {"losses": values, "largest": gap, "failed": [f"losses differ by {gap:.1e}"] if not gap < 2e-3 else [], "says": f"differ by {gap:.1e}"}
+    return {
+        "losses": values,
+        "largest": gap,
+        "failed": [f"losses differ by {gap:.1e}"] if not gap < 2e-3 else [],
+        "says": f"differ by {gap:.1e}",
+    }
 
 
-STAGES = {"check-operations": (check_operations, 60), **{f"check-{name}": (check_method(name), 60) for name in METHODS},
-          "check-processes": (check_processes, 90), "check-resume": (check_resume, 120), "check-compile": (check_compile, 120)}
+STAGES = {
+    "check-operations": (check_operations, 60),
+    **{f"check-{name}": (check_method(name), 60) for name in METHODS},
+    "check-processes": (check_processes, 90),
+    "check-resume": (check_resume, 120),
+    "check-compile": (check_compile, 120),
+}

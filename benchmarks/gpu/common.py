@@ -19,7 +19,13 @@ class WithIds:
     "Rooms whose classes are their auxiliary labels and whose objects are their regions."
 
     def __init__(self, dataset):
-        self.dataset, self.name, self.version, self.classes, self.split = dataset, "rooms", dataset.version, dataset.classes, dataset.split
+        self.dataset, self.name, self.version, self.classes, self.split = (
+            dataset,
+            "rooms",
+            dataset.version,
+            dataset.classes,
+            dataset.split,
+        )
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -38,8 +44,20 @@ def images(method: str, count: int, size: tuple[int, int]):
 
 def configuration(method: str, crop: int | tuple[int, int], batch: int, encoder: str = "resnet18", **more) -> Pretrain:
     "Settings of a run of `method`, as small as the tests' unless `more` says otherwise."
-    return parse(Pretrain, {"data": {"name": "room"}, "method": method, "encoder": encoder, "crop": crop, "batch_size": batch, "steps": 20,
-                            "lr": 0.05, "scale": (0.2, 1.0), **more})
+    return parse(
+        Pretrain,
+        {
+            "data": {"name": "room"},
+            "method": method,
+            "encoder": encoder,
+            "crop": crop,
+            "batch_size": batch,
+            "steps": 20,
+            "lr": 0.05,
+            "scale": (0.2, 1.0),
+            **more,
+        },
+    )
 
 
 def build(config: Pretrain):
@@ -50,10 +68,14 @@ def build(config: Pretrain):
 
 def batches(config: Pretrain, method, dataset, steps: int, workers: int = 0) -> list[Batch]:
     "The first batches of a run."
-    make = method.inputs(config.crop, config.scale) if hasattr(method, "inputs") else PairViews(config.crop, config.scale)
+    make = (
+        method.inputs(config.crop, config.scale) if hasattr(method, "inputs") else PairViews(config.crop, config.scale)
+    )
     make = on_device(make, config.method) if config.views == "device" else make
     samples = Samples(dataset, make.smallest, config.seed)
-    return list(step_loader(samples, make, StepBatches(len(dataset), config.batch_size, config.seed, 0, steps), workers))
+    return list(
+        step_loader(samples, make, StepBatches(len(dataset), config.batch_size, config.seed, 0, steps), workers)
+    )
 
 
 def launch(device: str) -> Launch:
@@ -68,7 +90,7 @@ def wait(device: str) -> None:
 def seconds(function: Callable[[], object], device: str, rounds: int = 10, warm: int = 3) -> float:
     "Median seconds of a call."
     took = []
-    for k in range(warm + rounds):
+    for _ in range(warm + rounds):
         wait(device)
         began = time.perf_counter()
         function()

@@ -20,7 +20,10 @@ import traceback
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parents[1])]  # the stages, and the package of this tree whether or not it is installed
+sys.path[:0] = [
+    str(HERE),
+    str(HERE.parents[1]),
+]  # the stages, and the package of this tree whether or not it is installed
 
 import torch  # noqa: E402
 
@@ -67,10 +70,19 @@ def work(names: list[str], a: argparse.Namespace, facts: dict) -> None:
             if name in a.fault:
                 FAULTS[a.fault[name]]()
             result = known[name][0](a.device, a.tiny, a)
-            record(a.out, name, facts, ok=not result.get("failed"), seconds=round(time.perf_counter() - began, 1), **result)
+            record(
+                a.out, name, facts, ok=not result.get("failed"), seconds=round(time.perf_counter() - began, 1), **result
+            )
         except Exception:
             print(text := traceback.format_exc(), flush=True)
-            record(a.out, name, facts, ok=False, seconds=round(time.perf_counter() - began, 1), error=text.splitlines()[-12:])
+            record(
+                a.out,
+                name,
+                facts,
+                ok=False,
+                seconds=round(time.perf_counter() - began, 1),
+                error=text.splitlines()[-12:],
+            )
             if a.device == "cuda":
                 sys.exit(3)
         gc.collect()
@@ -78,7 +90,9 @@ def work(names: list[str], a: argparse.Namespace, facts: dict) -> None:
             torch.cuda.empty_cache()
 
 
-def watch(process: subprocess.Popen, a: argparse.Namespace, limits: dict[str, float], facts: dict, until: float) -> str | None:
+def watch(
+    process: subprocess.Popen, a: argparse.Namespace, limits: dict[str, float], facts: dict, until: float
+) -> str | None:
     "Until the worker has ended or was ended: the stage that it was in when a limit or a crash came, None where all is well."
     running, log = a.out / "running.json", a.out / "log.txt"
     while True:
@@ -93,10 +107,25 @@ def watch(process: subprocess.Popen, a: argparse.Namespace, limits: dict[str, fl
         there = name is not None and (a.out / f"{name}.json").exists()
         if ended and there:
             return None
-        why = f"the process ended with status {process.returncode}" if ended else f"stopped after {took:.0f} s" + (
-            f", its limit is {limits[name]} s" if took > limits.get(name, 0) else ": the time for all stages is over")
+        why = (
+            f"the process ended with status {process.returncode}"
+            if ended
+            else f"stopped after {took:.0f} s"
+            + (
+                f", its limit is {limits[name]} s"
+                if took > limits.get(name, 0)
+                else ": the time for all stages is over"
+            )
+        )
         if name is not None and not there:
-            record(a.out, name, facts, ok=False, seconds=round(took, 1), error=[why, *log.read_text(errors="replace").splitlines()[-12:]])
+            record(
+                a.out,
+                name,
+                facts,
+                ok=False,
+                seconds=round(took, 1),
+                error=[why, *log.read_text(errors="replace").splitlines()[-12:]],
+            )
         return name
 
 
@@ -106,10 +135,17 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--stages", nargs="*", default=[], help="only those whose name begins so")
-    parser.add_argument("--data", default="", help="folder of NYUv2, for the training stages; without it they use the rooms")
+    parser.add_argument(
+        "--data", default="", help="folder of NYUv2, for the training stages; without it they use the rooms"
+    )
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--commit", default="", help="where the tree came without its .git")
-    parser.add_argument("--fault", type=json.loads, default={}, help=f"JSON: stage to one of {', '.join(FAULTS)}, to rehearse what follows")
+    parser.add_argument(
+        "--fault",
+        type=json.loads,
+        default={},
+        help=f"JSON: stage to one of {', '.join(FAULTS)}, to rehearse what follows",
+    )
     parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
     a = parser.parse_args()
     if a.device == "cuda" and not torch.cuda.is_available():
@@ -130,13 +166,21 @@ def main() -> int:
     for name in todo:
         (a.out / f"{name}.json").unlink(missing_ok=True)
     limits = {n: limit for n, (_, limit) in known.items()}
-    print(f"{facts['device']}, commit {facts['commit']}: {len(todo)} stages to run, {len(wanted) - len(todo)} there already", flush=True)
+    print(
+        f"{facts['device']}, commit {facts['commit']}: {len(todo)} stages to run, {len(wanted) - len(todo)} there already",
+        flush=True,
+    )
     while todo and time.time() < until:
         (a.out / "running.json").unlink(missing_ok=True)
         with open(a.out / "log.txt", "ab") as log:
             words = [w for w in sys.argv[1:] if w != "--worker"]
-            process = subprocess.Popen([sys.executable, __file__, *words, "--worker", *todo], stdout=log, stderr=subprocess.STDOUT,
-                                       start_new_session=True, env={**os.environ, "PYTHONUNBUFFERED": "1", **({} if a.device == "cuda" else {"OMP_NUM_THREADS": "1"})})
+            process = subprocess.Popen(
+                [sys.executable, __file__, *words, "--worker", *todo],
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                env={**os.environ, "PYTHONUNBUFFERED": "1", **({} if a.device == "cuda" else {"OMP_NUM_THREADS": "1"})},
+            )
         try:
             stopped = watch(process, a, limits, facts, until)
         finally:
@@ -159,8 +203,13 @@ def summary(out: Path, wanted: list[str], todo: list[str], seconds: float) -> in
         print(f"  {'ok' if result['ok'] else 'FAILED':9}  {name}  {result['seconds']} s  {result.get('says', '')}")
         if not result["ok"]:
             failed.append(name)
-            print(*(f"               {line}" for line in (result.get("failed") or result.get("error") or [])[-4:]), sep="\n")
-    print(f"{len(wanted) - len(todo) - len(failed)} stages passed, {len(failed)} failed, {len(todo)} not begun, in {seconds:.0f} s")
+            print(
+                *(f"               {line}" for line in (result.get("failed") or result.get("error") or [])[-4:]),
+                sep="\n",
+            )
+    print(
+        f"{len(wanted) - len(todo) - len(failed)} stages passed, {len(failed)} failed, {len(todo)} not begun, in {seconds:.0f} s"
+    )
     return 1 if failed else 0
 
 

@@ -41,13 +41,18 @@ PAPER = {
     "densecl": ("resnet50", 224, (512, 256, 128), 1, 1, None, {}),
     "picie": ("resnet50", 320, (128, 64, 32), 2, 0, "network", {"method_options": {"refit": 1000}}),
 }
-SMALL = {"cpcdr": {"method_options": {"copy_paste": {"images": 4}}}, "auxcontrast": {"output_stride": 8},
-         "pixdepth": {"method_options": {"out": 60, "hidden": 64}}, "pixcontrast": {"method_options": {"out": 60, "hidden": 64}},
-         "pixpro": {"method_options": {"out": 60, "hidden": 64}}}
+SMALL = {
+    "cpcdr": {"method_options": {"copy_paste": {"images": 4}}},
+    "auxcontrast": {"output_stride": 8},
+    "pixdepth": {"method_options": {"out": 60, "hidden": 64}},
+    "pixcontrast": {"method_options": {"out": 60, "hidden": 64}},
+    "pixpro": {"method_options": {"out": 60, "hidden": 64}},
+}
 
 
 def tiled(batch: Batch, times: int) -> Batch:
     "A batch of views, `times` over."
+
     def tile(x: object) -> object:
         if isinstance(x, Tensor):
             return x.repeat(times, *[1] * (x.ndim - 1))
@@ -61,7 +66,9 @@ def made_batch(config: Pretrain, method: nn.Module, name: str, size: int) -> Bat
     crop = (config.crop,) * 2 if isinstance(config.crop, int) else config.crop
     whole = config.method in ("cpcdr", "pri3d", "geosets")
     count = min(size, 16)
-    dataset = images(config.method, 8 if whole else count, (max(crop[0], 48) * 9 // 8 // 8 * 8, max(crop[1], 64) * 9 // 8 // 8 * 8))
+    dataset = images(
+        config.method, 8 if whole else count, (max(crop[0], 48) * 9 // 8 // 8 * 8, max(crop[1], 64) * 9 // 8 // 8 * 8)
+    )
     batch = batches(config.model_copy(update={"batch_size": size if whole else count}), method, dataset, 1)[0]
     return batch if whole else tiled(batch, size // count)
 
@@ -72,7 +79,9 @@ def part_of(method: nn.Module, path: str) -> nn.Module:
     return method
 
 
-def bare_step(network: nn.Module, config: Pretrain, online: int, alone: int, device: str, amp: bool) -> Callable[[], None]:
+def bare_step(
+    network: nn.Module, config: Pretrain, online: int, alone: int, device: str, amp: bool
+) -> Callable[[], None]:
     "A supervised step: images through the network, their mean through a linear classifier; and images forward alone, as a momentum branch's."
     crop = (config.crop,) * 2 if isinstance(config.crop, int) else tuple(config.crop)
     image = torch.randn(online, 3, *crop, device=device).to(memory_format=torch.channels_last)
@@ -118,26 +127,47 @@ def kernels(step: Callable[[], object], device: str) -> dict:
     if device != "cuda":
         return {}
     from torch.profiler import ProfilerActivity, profile
+
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
         step()
         torch.cuda.synchronize()
     events = found.key_averages()
-    waits = {e.key: e.count for e in events if e.key in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")}
-    by_time = sorted((e for e in events if e.self_device_time_total and e.device_type.name == "CUDA"), key=lambda e: -e.self_device_time_total)
-    return {"waits": waits, "milliseconds": {e.key[:90]: round(e.self_device_time_total / 1e3, 2) for e in by_time[:10]}}
+    waits = {
+        e.key: e.count
+        for e in events
+        if e.key in ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+    }
+    by_time = sorted(
+        (e for e in events if e.self_device_time_total and e.device_type.name == "CUDA"),
+        key=lambda e: -e.self_device_time_total,
+    )
+    return {
+        "waits": waits,
+        "milliseconds": {e.key[:90]: round(e.self_device_time_total / 1e3, 2) for e in by_time[:10]},
+    }
 
 
 def method_throughput(name: str) -> Callable:
     def measure(device: str, tiny: bool, options: object) -> dict:
         encoder, crop, sizes, online, alone, inner, more = PAPER[name]
         if tiny:
-            encoder, crop, sizes, more = "resnet18", (64, 96) if isinstance(crop, tuple) else 64, (4,), {**more, **SMALL.get(name, {})}
+            encoder, crop, sizes, more = (
+                "resnet18",
+                (64, 96) if isinstance(crop, tuple) else 64,
+                (4,),
+                {**more, **SMALL.get(name, {})},
+            )
         method_name = name.partition("-")[0]
         if method_name == "auxcontrast":
-            more = {**more, "method_options": {"anchors": 200, "candidates": 400, "from_bank": 200, "bank": 8} if tiny else {}}
+            more = {
+                **more,
+                "method_options": {"anchors": 200, "candidates": 400, "from_bank": 200, "bank": 8} if tiny else {},
+            }
         for size in sizes:
             try:
-                return measured(name, configuration(method_name, crop, size, encoder, **more), size, online, alone, inner, device)
+                return measured(
+                    name, configuration(method_name, crop, size, encoder, **more), size, online, alone, inner, device
+                )
             except torch.cuda.OutOfMemoryError:
                 torch.cuda.empty_cache()
         raise RuntimeError(f"{name} does not fit with a batch of {sizes[-1]}")
@@ -164,18 +194,34 @@ def measured(name: str, config: Pretrain, size: int, online: int, alone: int, in
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     ours = seconds(step, device, rounds, 3 if device == "cuda" else 1)
-    result = {"batch": size, "encoder": config.encoder, "crop": config.crop, "step_seconds": ours, "images_per_second": size / ours,
-              "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device == "cuda" else None,
-              "host_waits": synchronisations(step, device), "profile": kernels(step, device)}
+    result = {
+        "batch": size,
+        "encoder": config.encoder,
+        "crop": config.crop,
+        "step_seconds": ours,
+        "images_per_second": size / ours,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device == "cuda" else None,
+        "host_waits": synchronisations(step, device),
+        "profile": kernels(step, device),
+    }
     networks = {"encoder": method.encoder if hasattr(method, "encoder") else part_of(method, inner).encoder}
     networks |= {"network": part_of(method, inner)} if inner else {}
     for what, network in networks.items():
         optimizer.zero_grad(set_to_none=True)
-        bare = seconds(bare_step(network, config, online * size, alone * size, device, amp), device, rounds, 3 if device == "cuda" else 1)
+        bare = seconds(
+            bare_step(network, config, online * size, alone * size, device, amp),
+            device,
+            rounds,
+            3 if device == "cuda" else 1,
+        )
         result |= {f"bare_{what}_seconds": bare, f"ratio_to_{what}": bare / ours}
     waits = sum(result["host_waits"].values())
-    return {**result, "says": f"batch {size}: {result['images_per_second']:.0f} images/s, ratio to the bare " + ", ".join(
-        f"{w} {result[f'ratio_to_{w}']:.2f}" for w in networks) + f", {waits} waits"}
+    return {
+        **result,
+        "says": f"batch {size}: {result['images_per_second']:.0f} images/s, ratio to the bare "
+        + ", ".join(f"{w} {result[f'ratio_to_{w}']:.2f}" for w in networks)
+        + f", {waits} waits",
+    }
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
@@ -203,18 +249,43 @@ def data_wait(views: str) -> Callable:
             began = time.perf_counter()
             write_photographs(Path(folder), count, (96, 128) if tiny else (375, 500))
             wrote = time.perf_counter() - began
-            config = parse(Pretrain, {"data": {"name": "folder", "root": f"{folder}/images", "options": {"depth": f"{folder}/depth"}}, "method": "pixdepth",
-                                      "encoder": encoder, "crop": crop, "batch_size": batch, "steps": steps, "lr": 0.01, "method_options": {"out": 252},
-                                      **({"views": "device"} if views == "device" else {})})
-            run = run_pretrain(config, Launch(accelerator=device, workers=workers, tensorboard=False, progress=False), runs=Path(folder, "runs"))
+            config = parse(
+                Pretrain,
+                {
+                    "data": {"name": "folder", "root": f"{folder}/images", "options": {"depth": f"{folder}/depth"}},
+                    "method": "pixdepth",
+                    "encoder": encoder,
+                    "crop": crop,
+                    "batch_size": batch,
+                    "steps": steps,
+                    "lr": 0.01,
+                    "method_options": {"out": 252},
+                    **({"views": "device"} if views == "device" else {}),
+                },
+            )
+            run = run_pretrain(
+                config,
+                Launch(accelerator=device, workers=workers, tensorboard=False, progress=False),
+                runs=Path(folder, "runs"),
+            )
             done = read_json(run / "done.json")
             size = np.mean([p.stat().st_size for p in Path(folder, "images").iterdir()])
         rate = batch / done["step_seconds"]
-        return {"data_wait_share": done["data_wait_share"], "step_seconds": done["step_seconds"], "images_per_second": rate, "workers": workers, "batch": batch,
-                "mean_jpeg_kib": round(size / 1024), "seconds_to_write": round(wrote, 1), "says": f"{rate:.0f} images/s from disk, waits {done['data_wait_share']:.0%}"}
+        return {
+            "data_wait_share": done["data_wait_share"],
+            "step_seconds": done["step_seconds"],
+            "images_per_second": rate,
+            "workers": workers,
+            "batch": batch,
+            "mean_jpeg_kib": round(size / 1024),
+            "seconds_to_write": round(wrote, 1),
+            "says": f"{rate:.0f} images/s from disk, waits {done['data_wait_share']:.0%}",
+        }
 
     return measure
 
 
-STAGES = {**{f"throughput-{name}": (method_throughput(name), 75) for name in PAPER},
-          **{f"data-{views}": (data_wait(views), 100) for views in ("cpu", "device")}}
+STAGES = {
+    **{f"throughput-{name}": (method_throughput(name), 75) for name in PAPER},
+    **{f"data-{views}": (data_wait(views), 100) for views in ("cpu", "device")},
+}

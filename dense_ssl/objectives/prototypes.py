@@ -143,9 +143,10 @@ def prototype_loss(z: Tensor, prototypes: Tensor, groups: Tensor | Groups, tempe
                    own: bool = True) -> Tensor:
     """Swapped prediction for groups of any size (CPCDR Eq. 4-6); a scalar, at least float32.
 
-    z: (N, C), prototypes: (K, C), of any length: both are brought to unit length here. groups: whole numbers (N,), negative = none, or what
-    `arrange` made of them; they live within a process, codes and N span all of them. own: whether a sample's own code is in its target. Samples without a partner take
-    part in Sinkhorn and not in the mean; with no partners at all the loss is 0, with a graph and gradients of 0.
+    z: (N, C), prototypes: (K, C), of any length: both are brought to unit length here. groups: whole numbers (N,), negative = none,
+    or what `arrange` made of them; they live within a process, codes and N span all of them. own: whether a sample's own code is in
+    its target. Samples without a partner take part in Sinkhorn and not in the mean; with no partners at all the loss is 0, with a
+    graph and gradients of 0.
     Raises: `ValueError` for other shapes or types, a temperature, epsilon or number of iterations that is not positive.
     """
     _check_loss(z, prototypes, temperature)
