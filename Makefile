@@ -9,7 +9,7 @@ reproduce: .venv/installed
 	$(BIN)/python -m dense_ssl.experiments.registry --profile quick
 
 test: .venv/installed
-	BIN=$(BIN) bash tests/run.sh
+	$(BIN)/python tests/run.py
 
 lab: .venv/installed
 	$(BIN)/jupyter lab --notebook-dir=nbs
