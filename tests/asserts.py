@@ -1,7 +1,7 @@
-"""What the assertions of a notebook cell or a test compare: every comparison inside an `assert` is seen with both its numbers.
+"""What the assertions of a notebook cell or a test compare: every comparison in an `assert` is seen with both its numbers.
 
-With DENSE_SSL_ASSERTS = a file, each comparison of numbers is added to it as a line of JSON, and a failing assert does not end the run
-(`tests/arithmetic.py`). A test process alone uses this; the package knows nothing of it.
+With DENSE_SSL_ASSERTS = a file, each comparison of floats is added to it as a line of JSON, and a failing assert does not
+end the run (`tests/arithmetic.py`).
 """
 
 import ast
@@ -12,7 +12,14 @@ import os
 from numbers import Number
 from typing import Any
 
-OPERATORS = {ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq, ast.NotEq: operator.ne}
+OPERATORS = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
 SIGNS = {ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.Eq: "==", ast.NotEq: "!="}
 OUT = os.environ.get("DENSE_SSL_ASSERTS")
 false: list[str] = []  # the comparisons of the assert in progress that did not hold
@@ -32,8 +39,11 @@ def compared(where: str, source: str, sign: str, left: Any, right: Any) -> Any:
     if a is not None and b is not None:
         if not held:
             false.append(f"{a:.6g} {sign} {b:.6g}")
-        if OUT and "=" not in sign.replace("<=", "").replace(">=", "") and (isinstance(left, float) or isinstance(right, float)
-                                                                            or hasattr(left, "item") or hasattr(right, "item")):
+        if (
+            OUT
+            and "=" not in sign.replace("<=", "").replace(">=", "")
+            and (isinstance(left, float) or isinstance(right, float) or hasattr(left, "item") or hasattr(right, "item"))
+        ):
             write({"where": where, "source": source, "sign": sign, "left": a, "right": b})
     return held
 

@@ -1,6 +1,6 @@
-"""The code cells of one notebook, in order, in this process, as nbdev_test runs them. Where one fails: which, its line, and what it compared.
+"""The code cells of one notebook, in order, as nbdev_test runs them. Where one fails: which, its line, what it compared.
 
-    python tests/cells.py nbs/01_geometry/04_regions.ipynb
+python tests/cells.py nbs/01_geometry/04_regions.ipynb
 """
 
 import linecache
@@ -21,12 +21,20 @@ ROOT = Path(__file__).parents[1]
 def rests(cell, flags: set[str]) -> bool:
     "Whether a cell is not run: no code, `#| eval: false`, or a flag of settings.ini such as `#| slow`."
     directives = getattr(cell, "directives_", None) or {}
-    return cell.cell_type != "code" or directives.get("eval:", [""])[0].lower() == "false" or bool(flags & directives.keys())
+    return (
+        cell.cell_type != "code"
+        or directives.get("eval:", [""])[0].lower() == "false"
+        or bool(flags & directives.keys())
+    )
 
 
 def line_of(error: BaseException) -> tuple[int, str]:
     "Number and text of the deepest line of a cell that an error came through."
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "ipython-input" in f.filename or "ipykernel" in f.filename]
+    frames = [
+        f
+        for f in traceback.extract_tb(error.__traceback__)
+        if "ipython-input" in f.filename or "ipykernel" in f.filename
+    ]
     return (frames[-1].lineno, linecache.getline(frames[-1].filename, frames[-1].lineno).strip()) if frames else (0, "")
 
 
@@ -47,7 +55,8 @@ def run(path: Path) -> str:
                 print("".join(traceback.format_exception(error)))
                 line, text = line_of(error)
                 said = (str(error) or ", ".join(false[-1:]) and f"{false[-1]} is false").strip().split("\n")[0]
-                return f"{name}, cell {cell.idx_ + 1} ({cell.id}), line {line}: {text}  [{type(error).__name__}{': ' * bool(said)}{said}]"
+                where = f"{name}, cell {cell.idx_ + 1} ({cell.id}), line {line}"
+                return f"{where}: {text}  [{type(error).__name__}{': ' * bool(said)}{said}]"
     return ""
 
 

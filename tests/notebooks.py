@@ -1,6 +1,6 @@
-"""Notebooks under nbs/, all or those named, each in a process of its own, two at a time; what failed is listed at the end.
+"""Notebooks under nbs/, all or those named, each in a process of its own, two at a time; what failed is listed last.
 
-    python tests/notebooks.py [nbs/01_geometry/04_regions.ipynb ...]
+python tests/notebooks.py [nbs/01_geometry/04_regions.ipynb ...]
 """
 
 import os
@@ -14,12 +14,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 PYTHON, ROOT = Path(sys.executable), Path(__file__).parents[1]
-SLOWEST = ("nbs/10_experiments/00_registry.ipynb", "tests/test_training.py", "tests/test_explorer.py", "nbs/10_experiments/13_reproduce.ipynb",
-           "nbs/06_methods/02_baselines.ipynb")  # these are started first, so that nothing long is left over at the end
+SLOWEST = (
+    "nbs/10_experiments/00_registry.ipynb",
+    "tests/test_training.py",
+    "tests/test_explorer.py",
+    "nbs/10_experiments/13_reproduce.ipynb",
+    "nbs/06_methods/02_baselines.ipynb",
+)  # these are started first, so that nothing long is left over at the end
 
 
 class Outcome(NamedTuple):
-    """What was run, in how many seconds, how much of it passed, and what failed: where and why, and the command that runs it alone."""
+    """What was run, its seconds, how much passed, and what failed: where and why, and the command that runs it alone."""
 
     name: str
     seconds: float
@@ -29,7 +34,13 @@ class Outcome(NamedTuple):
 
 def environment(runs: str) -> dict[str, str]:
     "One thread for each process, no window, and runs where nothing else lies."
-    return {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "DENSE_SSL_RUNS": runs, **os.environ}
+    return {
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "DENSE_SSL_RUNS": runs,
+        **os.environ,
+    }
 
 
 def notebooks() -> list[Path]:
@@ -49,7 +60,9 @@ def notebook(path: Path, env: dict[str, str]) -> Outcome:
     return Outcome(name, time.monotonic() - began, not failed, failed)
 
 
-def side_by_side(paths: list[Path], env: dict[str, str], others: dict[str, Callable[[Path], Outcome]] | None = None, lanes: int = 2) -> list[Outcome]:
+def side_by_side(
+    paths: list[Path], env: dict[str, str], others: dict[str, Callable[[Path], Outcome]] | None = None, lanes: int = 2
+) -> list[Outcome]:
     "Run notebooks, and with `others` what has another suffix, `lanes` at a time; a failure stops nothing."
     names = {path: str(path.relative_to(ROOT)) for path in paths}
     order = sorted(paths, key=lambda p: SLOWEST.index(names[p]) if names[p] in SLOWEST else len(SLOWEST))

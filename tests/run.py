@@ -1,5 +1,6 @@
-"""Everything that `make test` checks. All of it is run, whatever fails; the failures are listed at the end, each with the command that runs
-it alone. First come the checks in which a mistake is cheapest to find, then notebooks and test files, two at a time."""
+"""Everything that `make test` checks. All of it is run, whatever fails; the failures are listed at the end, each with the
+command that runs it alone. First come the checks in which a mistake is cheapest to find, then notebooks and test files,
+two at a time."""
 
 import os
 import subprocess
@@ -34,15 +35,34 @@ def tests(path: Path, env: dict[str, str]) -> Outcome:
     "The tests of one file."
     name, began = str(path.relative_to(ROOT)), time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        command = [PYTHON, "-m", "pytest", "-q", "--tb=short", "-rs", "-o", "junit_family=xunit1", f"--junitxml={folder}/tests.xml", name]
+        command = [
+            PYTHON,
+            "-m",
+            "pytest",
+            "-q",
+            "--tb=short",
+            "-rs",
+            "-o",
+            "junit_family=xunit1",
+            f"--junitxml={folder}/tests.xml",
+            name,
+        ]
         done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         cases = list(xml.parse(f"{folder}/tests.xml").iter("testcase")) if Path(folder, "tests.xml").exists() else []
     again = f"OMP_NUM_THREADS=1 {BIN}/python -m pytest"
-    failed = [(f"{name}::{case.get('name')}, {where(bad)}", f"{again} '{name}::{case.get('name')}'")
-              for case in cases for bad in (*case.findall("failure"), *case.findall("error"))]
+    failed = [
+        (f"{name}::{case.get('name')}, {where(bad)}", f"{again} '{name}::{case.get('name')}'")
+        for case in cases
+        for bad in (*case.findall("failure"), *case.findall("error"))
+    ]
     passed = sum(not len(case) or case[0].tag not in ("failure", "error", "skipped") for case in cases)
     if done.returncode and not failed:
-        failed = [(f"{name}: pytest ended with {done.returncode}: {done.stdout.strip().split(chr(10))[-1]}", f"{again} {name}")]
+        failed = [
+            (
+                f"{name}: pytest ended with {done.returncode}: {done.stdout.strip().split(chr(10))[-1]}",
+                f"{again} {name}",
+            )
+        ]
     if failed or "SKIPPED" in done.stdout:
         print(f"-- {name}\n{done.stdout[-6000:]}", flush=True)
     return Outcome(name, time.monotonic() - began, passed, failed)
@@ -52,7 +72,9 @@ def where(bad: xml.Element) -> str:
     "File, line and text of the last line of a test that a failure came through, and what it says."
     lines = [line for line in (bad.text or "").split("\n") if line.strip()]
     at = max((k for k, line in enumerate(lines) if line.startswith("tests/") and ": in " in line), default=None)
-    place = f"{lines[at].split(': in ')[0]}: {lines[at + 1].strip()}  " if at is not None and at + 1 < len(lines) else ""
+    place = (
+        f"{lines[at].split(': in ')[0]}: {lines[at + 1].strip()}  " if at is not None and at + 1 < len(lines) else ""
+    )
     return f"{place}[{(bad.get('message') or '').split(chr(10))[0]}]"
 
 
