@@ -6,11 +6,11 @@
 
 Run under other arithmetics, with inputs that differ in the last place, and what they train with other seeds. Listed:
 FAILED  an assertion that fails in any run, or a run that ended early
-THIN    a comparison of numbers that differ between the runs, whose margin (the median distance from its bound) is less than
+THIN    a comparison of numbers that differ between the runs, whose margin (median distance from its bound) is less than
         three times their spread (largest less smallest)
 
-Every assert is seen with its numbers (`tests/asserts.py`), and a failing one does not end a run. The inputs are shifted by
-`tests/arithmetic/sitecustomize.py`.
+Every assert is seen with its numbers (`tests/asserts.py`), and a failing one does not end a run. The inputs are
+shifted by `tests/arithmetic/sitecustomize.py`.
 """
 
 import argparse

@@ -1,7 +1,8 @@
-"""What the assertions of a notebook cell or a test compare: every comparison in an `assert` is seen with both its numbers.
+"""What the assertions of a notebook cell or a test compare: every comparison in an `assert` is seen with both its
+numbers.
 
-With DENSE_SSL_ASSERTS = a file, each comparison of floats is added to it as a line of JSON, and a failing assert does not
-end the run (`tests/arithmetic.py`).
+With DENSE_SSL_ASSERTS = a file, each comparison of floats is added to it as a line of JSON, and a failing assert
+does not end the run (`tests/arithmetic.py`).
 """
 
 import ast

@@ -24,7 +24,7 @@ SLOWEST = (
 
 
 class Outcome(NamedTuple):
-    """What was run, its seconds, how much passed, and what failed: where and why, and the command that runs it alone."""
+    """What was run, its seconds, how much passed, and what failed: where, why, and the command that runs it alone."""
 
     name: str
     seconds: float

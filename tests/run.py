@@ -1,6 +1,6 @@
-"""Everything that `make test` checks. All of it is run, whatever fails; the failures are listed at the end, each with the
-command that runs it alone. First come the checks in which a mistake is cheapest to find, then notebooks and test files,
-two at a time."""
+"""Everything that `make test` checks. All of it is run, whatever fails; the failures are listed at the end, each with
+the command that runs it alone. First come the checks in which a mistake is cheapest to find, then notebooks and
+test files, two at a time."""
 
 import os
 import subprocess

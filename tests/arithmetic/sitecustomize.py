@@ -1,8 +1,9 @@
 """Another machine, for every process that has this folder on its PYTHONPATH (`tests/arithmetic.py`).
 
-DENSE_SSL_ULP = n: what goes into the computations is moved by -1, 0 or 1 units in the last place, drawn by n and the place in
-the array: normalised images, normalised depth, the depth that regions come from, the vertices that surfaces are cut at, the
-first values of parameters. DENSE_SSL_SEEDS = n: every seed of torch and of views is another one.
+DENSE_SSL_ULP = n: what goes into the computations is moved by -1, 0 or 1 units in the last place, drawn by n and
+the place in the array: normalised images, normalised depth, the depth that regions come from, the vertices that
+surfaces are cut at, the first values of parameters. DENSE_SSL_SEEDS = n: every seed of torch and of views is
+another one.
 """
 
 import importlib.machinery
@@ -14,7 +15,7 @@ ULP, SEEDS = int(os.environ.get("DENSE_SSL_ULP", 0)), int(os.environ.get("DENSE_
 
 
 def shifted(values, trailing: int = 0):
-    "A tensor or array moved by at most one unit in the last place; alike wherever the `trailing` dimensions (0: all) are."
+    "A tensor or array moved by at most one unit in the last place; alike where `trailing` dimensions (0: all) are."
     import torch
 
     x = torch.as_tensor(values)
