@@ -1,29 +1,88 @@
-"""Each notebook under nbs/ with nbdev_test, each in a process of its own, two at a time; the slowest are named."""
+"""Notebooks under nbs/, all or those named, each in a process of its own, two at a time; what failed is listed last.
+
+python tests/notebooks.py [nbs/01_geometry/04_regions.ipynb ...]
+"""
 
 import os
 import subprocess
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
-BIN, ROOT = Path(sys.executable).parent, Path(__file__).parents[1]
+PYTHON, ROOT = Path(sys.executable), Path(__file__).parents[1]
+SLOWEST = (
+    "nbs/10_experiments/00_registry.ipynb",
+    "tests/test_training.py",
+    "tests/test_explorer.py",
+    "nbs/10_experiments/13_reproduce.ipynb",
+    "nbs/06_methods/02_baselines.ipynb",
+)  # these are started first, so that nothing long is left over at the end
 
 
-def test(path: Path) -> tuple[float, Path, str]:
-    "Seconds, the notebook, and what it said where it failed."
+class Outcome(NamedTuple):
+    """What was run, its seconds, how much passed, and what failed: where, why, and the command that runs it alone."""
+
+    name: str
+    seconds: float
+    passed: int
+    failed: list[tuple[str, str]]
+
+
+def environment(runs: str) -> dict[str, str]:
+    "One thread for each process, no window, and runs where nothing else lies."
+    return {
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "DENSE_SSL_RUNS": runs,
+        **os.environ,
+    }
+
+
+def notebooks() -> list[Path]:
+    return sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
+
+
+def notebook(path: Path, env: dict[str, str]) -> Outcome:
+    "One notebook, by `tests/cells.py`."
+    name, began = str(path.relative_to(ROOT)), time.monotonic()
+    run = subprocess.run([PYTHON, ROOT / "tests" / "cells.py", path], cwd=ROOT, capture_output=True, text=True, env=env)
+    failed = []
+    if run.returncode:
+        last = (run.stderr.strip() or run.stdout.strip()).split("\n")[-1]
+        where = last if last.startswith(name) else f"{name}: ended with {run.returncode}: {last}"
+        failed = [(where, f"{os.path.relpath(PYTHON, ROOT)} tests/notebooks.py {name}")]
+        print(f"-- {name}\n{run.stdout[-4000:]}{run.stderr[-2000:]}", flush=True)
+    return Outcome(name, time.monotonic() - began, not failed, failed)
+
+
+def side_by_side(
+    paths: list[Path], env: dict[str, str], others: dict[str, Callable[[Path], Outcome]] | None = None, lanes: int = 2
+) -> list[Outcome]:
+    "Run notebooks, and with `others` what has another suffix, `lanes` at a time; a failure stops nothing."
+    names = {path: str(path.relative_to(ROOT)) for path in paths}
+    order = sorted(paths, key=lambda p: SLOWEST.index(names[p]) if names[p] in SLOWEST else len(SLOWEST))
+    with ThreadPoolExecutor(max(1, min(lanes, os.cpu_count() or 1))) as pool:
+        return list(pool.map(lambda p: (others or {}).get(p.suffix, lambda p: notebook(p, env))(p), order))
+
+
+def report(outcomes: list[Outcome], began: float) -> int:
+    "Print what took longest, the list of what failed and the closing line; the exit code."
+    print(*(f"{o.seconds:5.0f} s  {o.name}" for o in sorted(outcomes, key=lambda o: -o.seconds)[:12]), sep="\n")
+    failed = [f for o in outcomes for f in o.failed]
+    for k, (where, again) in enumerate(failed, 1):
+        print(f"{k:3d}  {where}\n     {again}")
+    print(f"{sum(o.passed for o in outcomes)} passed, {len(failed)} failed in {time.monotonic() - began:.0f} s")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
     began = time.monotonic()
-    run = subprocess.run([BIN / "nbdev_test", "--path", path, "--n_workers", "0"], cwd=ROOT, capture_output=True, text=True, env=os.environ)
-    return time.monotonic() - began, path.relative_to(ROOT), "" if run.returncode == 0 else run.stdout + run.stderr
-
-
-notebooks = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-with ThreadPoolExecutor(max(1, min(2, os.cpu_count() or 1))) as pool:
-    results = list(pool.map(test, notebooks))
-for _, path, said in results:
-    if said:
-        print(f"-- {path}\n{said[-4000:]}")
-failed = [path for _, path, said in results if said]
-print(*(f"{seconds:5.0f} s  {path}" for seconds, path, _ in sorted(results, reverse=True)[:8]), sep="\n")
-print(f"{len(results) - len(failed)} notebooks passed, {len(failed)} failed")
-sys.exit(bool(failed))
+    with tempfile.TemporaryDirectory() as runs:
+        named = [Path(p).resolve() for p in sys.argv[1:]]
+        outcomes = side_by_side(named or notebooks(), environment(runs))
+    sys.exit(report(outcomes, began))
