@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, nargs=2, default=(64, 128), help="height and width of training")
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--spacing", type=int, default=2)
-    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--precision", default="auto")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out")
     args = parser.parse_args()

@@ -60,7 +60,7 @@ class Protocol(BaseModel):
     epochs: PositiveInt = 80  # paper
     patience: PositiveInt = 10  # epochs without a better hold-out mIoU until it stops
     holdout: float = Field(0.1, gt=0, lt=1)  # share of the train split
-    precision: Literal["float32", "bf16"] = "float32"  # bf16: autocast, the loss in float32
+    precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast, the loss in float32; auto: on CUDA bf16, else float32
     ignore_index: int = 255
 
     @model_validator(mode="after")
@@ -518,6 +518,8 @@ def train_segmentation(encoder: nn.Module, train: Sequence, test: Sequence, prot
     Raises: `ValueError` on unusable data, encoder or folder; `FloatingPointError` when the loss is not finite.
     """
     start, folder, classes = time.perf_counter(), Path(folder), class_names(train, test)
+    if protocol.precision == "auto":
+        protocol = protocol.model_copy(update={"precision": "bf16" if torch.device(device).type == "cuda" else "float32"})
     name = protocol_name(protocol, train, test, len(classes))
     fingerprint, checkpoint, done = _fingerprint(encoder, name, protocol, seed, decoder), folder / "checkpoint.pt", folder / "result.json"
     if done.is_file():

@@ -214,7 +214,7 @@ class MonodepthConfig:
 
     size: (H, W) of training, multiples of 32 and at least 64. epochs, or steps when given. drop: the share of the training after which
     the rate is a tenth. spacing: frames from the target to each source. scales: 1 to 4. automask, minimum: False for the ablations.
-    flip, jitter: probabilities. weights: of the encoders, see `ResNetPyramid`. precision: "32" or "bf16". Raises: `ValueError`.
+    flip, jitter: probabilities. weights: of the encoders, see `ResNetPyramid`. precision: "32", "bf16" or "auto", bf16 on CUDA. Raises: `ValueError`.
     """
 
     size: tuple[int, int] = (192, 640)
@@ -234,7 +234,7 @@ class MonodepthConfig:
     flip: float = 0.5
     jitter: float = 0.5
     weights: str | None = None
-    precision: str = "32"
+    precision: str = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -247,9 +247,9 @@ class MonodepthConfig:
         for name in ("drop", "alpha", "flip", "jitter"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needs 0 to 1")
-        if not 1 <= self.scales <= 4 or not self.nearest < self.farthest or self.smoothness < 0 or self.precision not in ("32", "bf16"):
+        if not 1 <= self.scales <= 4 or not self.nearest < self.farthest or self.smoothness < 0 or self.precision not in ("auto", "32", "bf16"):
             raise ValueError(f"scales {self.scales}, nearest {self.nearest}, farthest {self.farthest}, smoothness {self.smoothness}, precision "
-                             f"{self.precision!r}; needs scales 1 to 4, nearest below farthest, smoothness from 0, precision '32' or 'bf16'")
+                             f"{self.precision!r}; needs scales 1 to 4, nearest below farthest, smoothness from 0, precision 'auto', '32' or 'bf16'")
 
 # %% ../../nbs/01_geometry/05_monodepth.ipynb #monodepth-loss
 def monodepth_loss(
@@ -467,7 +467,8 @@ def _start_log(path: Path, step: int) -> None:
 def _losses(nets: nn.ModuleDict, frames: Tensor, jittered: Tensor, K: Tensor, config: MonodepthConfig, generator: torch.Generator):
     "`monodepth_loss` of a batch of triplets (target, before, after), (B, 3, 3, H, W)."
     target, before, after = jittered.unbind(1)
-    with torch.autocast(frames.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+    bf16 = config.precision == "bf16" or (config.precision == "auto" and frames.device.type == "cuda")
+    with torch.autocast(frames.device.type, torch.bfloat16, enabled=bf16):
         sigmoids = nets["depth"](target.contiguous(memory_format=torch.channels_last))
         turn, move = nets["pose"](torch.cat([before, target]), torch.cat([target, after]))
     (turn_before, turn_after), (move_before, move_after) = turn.chunk(2), move.chunk(2)
