@@ -5,10 +5,11 @@ import traceback
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dense_ssl.data.catalog import open_data
-from dense_ssl.data.loading import Samples, StepBatches, step_loader
+from dense_ssl.data.loading import PairViews, Samples, StepBatches, step_loader
 from dense_ssl.methods.catalog import build_method
 from dense_ssl.models.encoders import build_encoder
 from dense_ssl.training.configuration import Launch, Pretrain, parse
@@ -36,14 +37,31 @@ class Waits(TorchDispatchMode):
         else:
             waits = name in WAITS
         if waits:
-            frames = [f for f in traceback.extract_stack() if "/dense_ssl/" in f.filename]
-            line = frames[-1] if frames else traceback.extract_stack()[-3]
-            self.found[name, f"{line.filename.rpartition('/dense_ssl/')[2]}:{line.name}: {line.line}"] += 1
+            self.count(name)
         return func(*args, **kwargs)
+
+    def count(self, name: str) -> None:
+        frames = [f for f in traceback.extract_stack() if "/dense_ssl/" in f.filename]
+        line = frames[-1] if frames else traceback.extract_stack()[-4]
+        self.found[name, f"{line.filename.rpartition('/dense_ssl/')[2]}:{line.name}: {line.line}"] += 1
+
+
+class Copies(TorchFunctionMode):
+    "Counts copies to the host among `waits`: on a CPU, where they are none, no operation of the dispatcher shows them."
+
+    def __init__(self, waits: Waits):
+        super().__init__()
+        self.waits = waits
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu):
+            self.waits.count(func.__name__)
+        return func(*args, **kwargs or {})
 
 
 CROPS = {"name": "room", "options": {"count": 8, "size": [96, 128]}}
-PAIRS = {"name": "room_pairs", "options": {"count": 8, "size": [96, 128]}}
+PAIRS = {"name": "room_pairs", "options": {"count": 4, "size": [48, 64], "voxel": 0.1}}
+POINTS = {"channels": [32, 16, 8, 8], "out": 8, "point_widths": [8, 8, 8], "voxel": 0.1, "matches": 100}
 SMALL = {"encoder": "resnet18", "crop": 64, "batch_size": 4, "steps": 4, "lr": 0.05, "clip": 1.0}
 RUNS = {
     "pixcontrast": ({"method_options": {"hidden": 32, "out": 32}}, 0),
@@ -58,8 +76,13 @@ RUNS = {
                "method_options": {"prototypes": 20, "copy_paste": {"images": 2}}}, 0),
     "auxcontrast": ({"data": {"name": "room", "options": {"count": 8, "size": [96, 128], "auxiliary": True}}, "output_stride": 8,
                      "method_options": {"anchors": 100, "candidates": 400, "from_bank": 300, "bank": 8, "bank_rows": 16, "channels": 32, "out": 16}}, 0),
-    "pri3d": ({"data": PAIRS}, 0),
-    "geosets": ({"data": PAIRS, "method_options": {"stage_one": 0.5}}, 0),
+    # The sizes of the 3D network's neighbour tables: of two coarser levels, of all neighbours, and of the 13 offsets and 8 parts of every level.
+    "pri3d": ({"data": PAIRS, "crop": [48, 64], "method_options": {**POINTS, "depth_weight": 1.0}}, 4),
+    "pri3d-view": ({"data": PAIRS, "crop": [48, 64], "method_options": {**POINTS, "geo": False, "negatives": "batch"}}, 0),
+    "geosets": ({"data": PAIRS, "crop": [48, 64], "method_options": {**POINTS, "stage_one": 0.5}}, 0),
+    "geosets-points": ({"data": PAIRS, "crop": [48, 64], "method_options": {**POINTS, "stage_one": 0.5, "aggregate": "points", "set_cells": 400}}, 0),
+    "geosets-crops": ({"data": {"name": "room", "options": {"count": 4, "size": [96, 128], "proposals": "truth"}},
+                       "method_options": {**POINTS, "posed": False, "geo": False, "stage_one": 0.0, "second": ["view", "sets"]}}, 0),
 }
 
 
@@ -71,13 +94,11 @@ def waits_of_step(name: str) -> collections.Counter:
     dataset = open_data(config.data.name, config.data.split, **config.data.options)
     method = build_method(config.method, build_encoder(config.encoder, config.output_stride), **config.method_options)
     wrapped, optimizer = fabric.setup(method, build_optimizer(method, config))
-    make = getattr(method, "inputs")(config.crop, config.scale) if hasattr(method, "inputs") else None
-    from dense_ssl.data.loading import PairViews
-    make = make or PairViews(config.crop, config.scale)
+    make = getattr(method, "inputs", PairViews)(config.crop, config.scale)
     loader = iter(step_loader(Samples(dataset, make.smallest, 0), make, StepBatches(len(dataset), 4, 0, 0, 4)))
     for step in range(4):
         batch, mode = next(loader), Waits()
-        with mode:
+        with mode, Copies(mode):
             train_step(fabric, wrapped, optimizer, [batch], step, config, signals=False)
             method.after_step(step, 4)
         if step == 2:
