@@ -116,6 +116,7 @@ def test_the_counter_sees_what_waits():
 
 # Name to (method, settings, operations that wait in a step).
 PROJECTOR = {"hidden": 32, "out": 30}
+POINTS = {"channels": (32, 16, 8, 8), "out": 8, "point_widths": (8, 8, 8), "voxel": 0.1, "matches": 100}
 RUNS = {
     "pixcontrast": ("pixcontrast", {"method_options": PROJECTOR}, 0),
     "pixpro": ("pixpro", {"method_options": PROJECTOR}, 0),
@@ -145,6 +146,21 @@ RUNS = {
         },
         0,
     ),
+    # The sizes of the 3D network's neighbour tables: of two coarser levels, of all neighbours, and of the offsets and parts of
+    # every level. They are made where the network is, since that takes a loader seconds and a GPU milliseconds.
+    "pri3d": ("pri3d", {"crop": (48, 64), "method_options": {**POINTS, "depth_weight": 1.0}}, 4),
+    "pri3d, view alone": ("pri3d", {"crop": (48, 64), "method_options": {**POINTS, "geo": False, "negatives": "batch"}}, 0),
+    "geosets": ("geosets", {"crop": (48, 64), "method_options": {**POINTS, "stage_one": 0.5}}, 0),
+    "geosets, points": (
+        "geosets",
+        {"crop": (48, 64), "method_options": {**POINTS, "stage_one": 0.5, "aggregate": "points", "set_cells": 400}},
+        0,
+    ),
+    "geosets of crops": (
+        "geosets",
+        {"method_options": {**POINTS, "posed": False, "geo": False, "stage_one": 0.0, "second": ("view", "sets")}},
+        0,
+    ),
 }
 
 
@@ -159,7 +175,7 @@ def waits_of_step(method_name: str, settings: dict) -> collections.Counter:
         train_step(fabric, wrapped, optimizer, [batch], k, config, signals=False)
         method.after_step(k, 4)
 
-    made = batches(config, method, images(method_name, 4, (64, 80)), 3)
+    made = batches(config, method, images(config, 4, (64, 80)), 3)
     step(0, made[0]), step(1, made[1])
     return found_in(lambda: step(2, made[2]))
 

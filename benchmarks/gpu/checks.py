@@ -283,7 +283,7 @@ def check_method(name: str) -> Callable:
         "The first loss to 1e-4, twenty to 3 % (paths part where single ReLUs flip); on a GPU bf16 to 5 % of float32's level."
         steps = 3 if tiny else 20
         config = configuration(name, 64, 8, **METHODS[name])
-        dataset = images(name, 8 if tiny else 16, (96, 128))
+        dataset = images(config, 8 if tiny else 16, (96, 128))
         made = batches(config, build(config), dataset, steps)
         here = {
             p: losses(name, device, p, steps, made)
@@ -337,7 +337,7 @@ method.train()
 wrapped = torch.nn.parallel.DistributedDataParallel(method, device_ids=[0] if device == "cuda" else None)
 optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad], 0.05, momentum=0.9)
 losses = []
-for step, batch in enumerate(batches(config, method, images("pixdepth", 8, (96, 128)), 3)):
+for step, batch in enumerate(batches(config, method, images(config, 8, (96, 128)), 3)):
     views = [v.to(device) for v in batch.inputs]
     part = slice(rank * 8 // world, (rank + 1) * 8 // world)
     for v in views:
@@ -457,7 +457,7 @@ def check_resume(device: str, tiny: bool, options: object) -> dict:
 def check_compile(device: str, tiny: bool, options: object) -> dict:
     "PixDepth's losses with torch.compile and without."
     config = configuration("pixdepth", 64, 8, precision="32-true", **METHODS["pixdepth"])
-    made, values = batches(config, build(config), images("pixdepth", 8, (96, 128)), 3), []
+    made, values = batches(config, build(config), images(config, 8, (96, 128)), 3), []
     for compiled in (False, True):
         how = launch(device).model_copy(update={"compile": compiled})
         fabric = setup(config, how)

@@ -35,10 +35,10 @@ class WithIds:
         return replace(sample, auxiliary=sample.labels.where(sample.labels != 255, -1), regions=sample.instances)
 
 
-def images(method: str, count: int, size: tuple[int, int]):
-    "A data set for a method: `count` rooms, with what it needs."
-    if method in ("pri3d", "geosets"):
-        return open_data("room_pairs", count=count, size=size)
+def images(config: Pretrain, count: int, size: tuple[int, int]):
+    "A data set for a run: `count` rooms, with what its method needs; a coarse cloud where voxels are coarse."
+    if config.method_options.get("posed"):
+        return open_data("room_pairs", count=count, size=size, voxel=config.method_options["voxel"])
     return WithIds(open_data("room", count=count, size=size))
 
 

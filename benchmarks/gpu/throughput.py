@@ -67,7 +67,7 @@ def made_batch(config: Pretrain, method: nn.Module, name: str, size: int) -> Bat
     whole = config.method in ("cpcdr", "pri3d", "geosets")
     count = min(size, 16)
     dataset = images(
-        config.method, 8 if whole else count, (max(crop[0], 48) * 9 // 8 // 8 * 8, max(crop[1], 64) * 9 // 8 // 8 * 8)
+        config, 8 if whole else count, (max(crop[0], 48) * 9 // 8 // 8 * 8, max(crop[1], 64) * 9 // 8 // 8 * 8)
     )
     batch = batches(config.model_copy(update={"batch_size": size if whole else count}), method, dataset, 1)[0]
     return batch if whole else tiled(batch, size // count)

@@ -118,7 +118,7 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its inputs on `device`; a copy from pinned memory to a GPU does not wait."""
-        return replace(self, inputs=tuple(x.to(device) for x in self.inputs))
+        return replace(self, inputs=tuple(None if x is None else x.to(device) for x in self.inputs))
 
     def pin_memory(self) -> "Batch":
         """The same batch in pinned memory; a loader with `pin_memory` calls it."""

@@ -13,34 +13,56 @@ from torch import Tensor
 
 from .auxiliary_contrast import gather_rows
 
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #places
+def _places(pair: Tensor, pairs: int | None, most: int | None) -> tuple[Tensor, int, int]:
+    """The place of each row in a table (pairs, most) with a pair's rows side by side: int64 (N,), pairs * most = none.
+
+    Without `pairs` and `most` the pairs are numbered anew and every row has a place; this waits for a GPU.
+    """
+    if pairs is None or most is None:
+        known, pair, number = pair.unique(return_inverse=True, return_counts=True)
+        pairs, most = len(known), max(number.tolist(), default=0)
+    ordered, order = pair.long().sort(stable=True)
+    rank = torch.arange(len(pair), device=pair.device) - torch.searchsorted(ordered, ordered)
+    there = (ordered >= 0) & (ordered < pairs) & (rank < most)
+    place = torch.where(there, ordered * most + rank, pairs * most)
+    return torch.empty_like(place).scatter_(0, order, place), pairs, most
+
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #one-way
 NEGATIVES = ("pair", "batch", "global")
 
 
-def _one_way(anchors: Tensor, targets: Tensor, others: Tensor, temperature: float, start: int = 0) -> Tensor:
-    "Sum over anchors: the denominator of row n holds its own target in place of row `start` + n of `others`, and all other rows."
-    own = (anchors * targets).sum(1) / temperature
-    scores = (anchors @ others.T / temperature).diagonal_scatter(own, start)
-    return (scores.logsumexp(1) - own).sum()
+def _one_way(anchors: Tensor, targets: Tensor, others: Tensor, hidden: Tensor, temperature: float, start: int) -> Tensor:
+    """Loss (P, n) of anchors (P, n, C); hidden: (P, 1, m), -inf for the rows of `others` (P, m, C) that are none.
+
+    The denominator of row n holds its own target in place of row `start` + n of `others`, and all other rows.
+    """
+    own = (anchors * targets).sum(2) / temperature
+    scores = torch.baddbmm(hidden, anchors, others.mT, alpha=1 / temperature).diagonal_scatter(own, start, 1, 2)
+    return scores.logsumexp(2) - own
 
 
-def _mean_loss(sides: list[tuple[Tensor, Tensor, Tensor]], pair: Tensor, temperature: float, negatives: str) -> Tensor:
-    "Mean over rows and both directions; sides: (anchors, targets, others) of either, each (N, C), rows of one pair together."
-    count, processes = pair.new_tensor(len(pair)), 1
+def _mean_loss(sides: list[tuple[Tensor, ...]], there: Tensor, temperature: float, negatives: str) -> Tensor:
+    """Mean over the rows that are `there`, bool (P, n), and both directions; sides: (anchors, targets, others), (P, n, C).
+
+    Other rows are hidden in the denominators and weigh 0; their own target keeps their loss finite.
+    """
+    if negatives != "pair":  # all in one
+        there = there.flatten()[None]
+        sides = [tuple(x.flatten(0, 1)[None] for x in side) for side in sides]
+    hidden = torch.zeros_like(there, dtype=sides[0][0].dtype).masked_fill(~there, -torch.inf)
+    count, processes, start = there.sum(), 1, 0
     if negatives == "global":
-        gathered = [gather_rows(others) for _, _, others in sides]
-        total = sum(_one_way(anchors, targets, others, temperature, start)
-                    for (anchors, targets, _), (others, start) in zip(sides, gathered, strict=True))
+        (hidden, start), *others = [gather_rows(x[0]) for x in (hidden, sides[0][2], sides[1][2])]
+        hidden = hidden[None]
+        sides = [(*side[:2], rows[None]) for side, (rows, _) in zip(sides, others, strict=True)]
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(count)
             processes = dist.get_world_size()
-    else:
-        sizes = pair.unique_consecutive(return_counts=True)[1].tolist() if negatives == "pair" and len(pair) else [len(pair)]
-        parts = [part for side in sides for part in zip(*(x.split(sizes) for x in side), strict=True)]
-        total = sum(_one_way(*part, temperature) for part in parts)
+    total = sum((_one_way(*side, hidden[:, None], temperature, start) * there).sum() for side in sides)
     return total * processes / (2 * count.clamp_min(1))
 
-
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #check
 def _unit(f: Tensor) -> Tensor:
     return F.normalize(f.to(torch.promote_types(f.dtype, torch.float32)), dim=1)
 
@@ -58,42 +80,66 @@ def _check(f1: Tensor, f2: Tensor, temperature: float, negatives: str, **ids: tu
             raise ValueError(f"{name} must be int32 or int64 ({n},), one for each row, not {x.dtype} {tuple(x.shape)}")
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #pixel-infonce
-def pixel_infonce(f1: Tensor, f2: Tensor, temperature: float = 0.4, pair: Tensor | None = None, negatives: str = "pair") -> Tensor:
+def pixel_infonce(f1: Tensor, f2: Tensor, temperature: float = 0.4, pair: Tensor | None = None, negatives: str = "pair",
+                  pairs: int | None = None, most: int | None = None) -> Tensor:
     """InfoNCE of matched pixels (geometric-set paper Eq. 1, as a mean over matches and both directions); a scalar, at least float32.
 
     f1, f2: features (N, C) of the two views, row n of one matching row n of the other, of any length: normalised here. pair: int (N,),
     the pair of views a row belongs to, in any order; None = one pair. negatives: matches of the same "pair", of the "batch", or "global",
     of all processes (all must call it, each with its own N). N = 0 gives 0, with a graph.
+    pairs, most: with both nothing waits for a GPU. Then `pair` counts from 0 to pairs - 1, a pair has at most `most` rows, and others are left out.
     Raises: `ValueError` for other shapes or types, unknown negatives, a temperature that is not positive.
     """
-    pair = torch.zeros(len(f1), dtype=torch.long, device=f1.device) if pair is None else pair
+    if pair is None:
+        pair, pairs, most = torch.zeros(len(f1), dtype=torch.long, device=f1.device), 1, len(f1)
     _check(f1, f2, temperature, negatives, pair=(pair, len(f1)))
     if len(f1) != len(f2):
         raise ValueError(f"f1 has {len(f1)} rows and f2 {len(f2)}; they must be matches, row by row")
     with torch.autocast(f1.device.type, enabled=False):
-        order = pair.argsort(stable=True)
-        f1, f2 = _unit(f1)[order], _unit(f2)[order]
-        return _mean_loss([(f1, f2, f2), (f2, f1, f1)], pair[order], temperature, negatives)
+        place, *shape = _places(pair, pairs, most)
+        rows = shape[0] * shape[1] + 1  # one more, for rows without a place
+        f1, f2 = (f.new_zeros(rows, f.shape[1]).index_copy(0, place, f)[:-1].unflatten(0, shape)
+                  for f in (_unit(f1), _unit(f2)))
+        there = place.new_zeros(rows, dtype=torch.bool).index_fill(0, place, True)[:-1].view(shape)
+        return _mean_loss([(f1, f2, f2), (f2, f1, f1)], there, temperature, negatives)
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-means
 AGGREGATES = ("mean", "point", "points")
 
 
-def _set_means(f: Tensor, index: Tensor, sets: int) -> Tensor:
-    return f.new_zeros(sets, f.shape[1]).index_add(0, index, f) / index.bincount(minlength=sets).clamp_min(1)[:, None]
+def _set_means(f: Tensor, index: Tensor, sets: int) -> tuple[Tensor, Tensor]:
+    "The mean (sets, C) and the number (sets,) of the rows of each set; index: int64 (N,), `sets` = none."
+    number = f.new_zeros(sets + 1).index_add(0, index, f.new_ones(len(f)))
+    total = f.new_zeros(sets + 1, f.shape[1]).index_add(0, index, f)
+    return (total / number.clamp_min(1)[:, None])[:-1], number[:-1]
 
 
 def _set_points(f: Tensor, index: Tensor, sets: int, generator: torch.Generator) -> Tensor:
-    "One random row of each set; any row where a set has none."
+    "One random row of each set; any row where a set has none, 0 where there is no row."
+    if not len(f):
+        return f.new_zeros(sets, f.shape[1])
     shuffled = torch.randperm(len(f), generator=generator, device=generator.device).to(f.device)
     members, order = index[shuffled].sort(stable=True)
     first = torch.searchsorted(members, torch.arange(sets, device=f.device)).clamp_max(len(f) - 1)
-    return f[shuffled[order[first]]]
+    return f.index_select(0, shuffled[order[first]])
+
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-places
+def _set_places(sets: list[Tensor], pair: list[Tensor], pairs: int | None, most: int | None) -> tuple[list[Tensor], int, int]:
+    "The place of each pixel's set, for both views, in a table (pairs, most) of sets, pairs * most = none; as `_places`."
+    if pairs is None or most is None:
+        keys, row = torch.stack([torch.cat(pair), torch.cat(sets)], 1).unique(dim=0, return_inverse=True)
+        place, pairs, most = _places(keys[:, 0], None, None)
+        return place[row].split([len(s) for s in sets]), pairs, most
+    places = []
+    for s, p in zip(sets, pair, strict=True):
+        there = (s >= 0) & (s < most) & (p >= 0) & (p < pairs)
+        places.append(torch.where(there, p.long() * most + s, pairs * most))
+    return places, pairs, most
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-infonce-2
 def set_infonce(f1: Tensor, sets1: Tensor, f2: Tensor, sets2: Tensor, temperature: float = 0.4, pair1: Tensor | None = None,
                 pair2: Tensor | None = None, negatives: str = "pair", smallest: int = 1, aggregate: str = "mean",
-                generator: torch.Generator | None = None) -> Tensor:
+                generator: torch.Generator | None = None, pairs: int | None = None, most: int | None = None) -> Tensor:
     """InfoNCE of the sets seen in both views (geometric-set paper Eq. 2-3, as a mean over sets and both directions); a scalar, at least float32.
 
     f1: (N1, C), f2: (N2, C), pixels of the two views, of any length: normalised here, then averaged per set. sets1: int (N1,),
@@ -101,22 +147,25 @@ def set_infonce(f1: Tensor, sets1: Tensor, f2: Tensor, sets2: Tensor, temperatur
     negatives: sets of the same "pair", of the "batch", or "global", of all processes (all must call it). smallest: pixels that a set
     needs in either view. aggregate: "mean"; "points", random points but for the positive (Sec. 5.2); "point", a random point against means.
     generator: draws the points. No set in both views: 0, with a graph.
+    pairs, most: with both nothing waits for a GPU. Then pairs count from 0 to pairs - 1 and sets to most - 1, and others are left out.
     Raises: `ValueError` for other shapes or types, unknown options, a missing generator, a temperature that is not positive.
     """
     pair1, pair2 = (torch.zeros_like(sets) if pair is None else pair for pair, sets in ((pair1, sets1), (pair2, sets2)))
     _check(f1, f2, temperature, negatives, sets1=(sets1, len(f1)), sets2=(sets2, len(f2)), pair1=(pair1, len(f1)), pair2=(pair2, len(f2)))
     _check_sets(smallest, aggregate, generator)
     with torch.autocast(f1.device.type, enabled=False):
-        (f1, keys1), (f2, keys2) = ((_unit(f[sets >= 0]), torch.stack([pair, sets], 1)[sets >= 0].long())
-                                    for f, sets, pair in ((f1, sets1, pair1), (f2, sets2, pair2)))
-        keys, index = torch.cat([keys1, keys2]).unique(dim=0, return_inverse=True)  # in the order of pairs
-        indices = index.split([len(f1), len(f2)])
-        common = torch.stack([i.bincount(minlength=len(keys)) for i in indices]).amin(0) >= smallest
-        m1, m2 = (_set_means(f, i, len(keys))[common] for f, i in zip((f1, f2), indices, strict=True))
-        p1, p2 = (m1, m2) if aggregate == "mean" or not common.any() else (
-            _set_points(f, i, len(keys), generator)[common] for f, i in zip((f1, f2), indices, strict=True))
+        views = (f1, sets1, pair1), (f2, sets2, pair2)
+        if pairs is None or most is None:
+            views = [[x[sets >= 0] for x in (f, sets, pair)] for f, sets, pair in views]
+        features, sets, pair = zip(*views, strict=True)
+        places, *shape = _set_places(sets, pair, pairs, most)
+        views = [(_unit(f), place, shape[0] * shape[1]) for f, place in zip(features, places, strict=True)]
+        (m1, number1), (m2, number2) = (_set_means(*view) for view in views)
+        p1, p2 = (m1, m2) if aggregate == "mean" else (_set_points(*view, generator) for view in views)
+        p1, m1, p2, m2 = (x.unflatten(0, shape) for x in (p1, m1, p2, m2))
+        there = (torch.minimum(number1, number2) >= smallest).view(shape)
         o1, o2 = (p1, p2) if aggregate == "points" else (m1, m2)
-        return _mean_loss([(p1, m2, o2), (p2, m1, o1)], keys[common, 0], temperature, negatives)
+        return _mean_loss([(p1, m2, o2), (p2, m1, o1)], there, temperature, negatives)
 
 
 def _check_sets(smallest: int, aggregate: str, generator: torch.Generator | None) -> None:

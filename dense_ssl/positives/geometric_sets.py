@@ -77,17 +77,18 @@ class Matches:
     """Pixels of two views that show the same point of space.
 
     pair: int64 (N,), which pair of the batch. first, second: int64 (N, 2), row and column in its first and in its second view. counts: pairs,
-    pairs_without_match, pairs_without_common_set, matches, common_sets.
+    pairs_without_match, pairs_without_common_set, matches, common_sets. most: matches of one pair, where known.
     """
 
     pair: Tensor
     first: Tensor
     second: Tensor
     counts: dict[str, int] = field(default_factory=dict)
+    most: int | None = None
 
     def to(self, device: torch.device | str) -> "Matches":
         """The same matches with every tensor on `device`."""
-        return Matches(*(t.to(device, non_blocking=True) for t in (self.pair, self.first, self.second)), self.counts)
+        return Matches(*(t.to(device, non_blocking=True) for t in (self.pair, self.first, self.second)), self.counts, self.most)
 
 
 @dataclass(slots=True)
@@ -95,17 +96,19 @@ class Cloud:
     """What the pairs of a batch see of their scenes, as voxels, and pixels that show them.
 
     voxels: int32 (V, 4), pair, x, y, z, each row once; x, y, z from 0, along the axes of the world. colours: float32 (V, 3) in [-1, 1].
-    match_voxel: int64 (M,), a row of voxels. match_pixel: int64 (M, 4), pair, view (0 = first, 1 = second), row, column.
+    match_voxel: int64 (M,), a row of voxels. match_pixel: int64 (M, 4), pair, view (0 = first, 1 = second), row, column. most: matches of one
+    view, where known.
     """
 
     voxels: Tensor
     colours: Tensor
     match_voxel: Tensor
     match_pixel: Tensor
+    most: int | None = None
 
     def to(self, device: torch.device | str) -> "Cloud":
         """The same cloud with every tensor on `device`."""
-        return Cloud(*(t.to(device, non_blocking=True) for t in (self.voxels, self.colours, self.match_voxel, self.match_pixel)))
+        return Cloud(*(t.to(device, non_blocking=True) for t in (self.voxels, self.colours, self.match_voxel, self.match_pixel)), self.most)
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #voxelise
 def voxelise(points: Tensor, colours: Tensor, voxel: float = 0.02) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +195,7 @@ def _pair_cloud(scene: Scene, frames: tuple[_Posed, _Posed], most: int, toleranc
         at = at[_drawn(len(at), most, generator)]
         voxels.append(which[row[index[at[:, 0], at[:, 1]]]])
         pixels.append(F.pad(F.pad(frame.placed(at), (1, 0), value=k), (1, 0)))
-    return Cloud(F.pad(coordinates, (1, 0)), colours, torch.cat(voxels), torch.cat(pixels))
+    return Cloud(F.pad(coordinates, (1, 0)), colours, torch.cat(voxels), torch.cat(pixels), max(map(len, pixels)))
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #numbered
 def _numbered(parts: list[Tensor]) -> Tensor:
@@ -208,7 +211,7 @@ def _joined_matches(parts: list[Tensor], views: list[tuple[View, View]]) -> Matc
         common.append(len(sets[0] & sets[1]))
     counts = {"pairs": len(parts), "pairs_without_match": sum(not len(p) for p in parts), "pairs_without_common_set": common.count(0),
               "matches": len(found), "common_sets": sum(common)}
-    return Matches(_numbered(parts), found[:, :2], found[:, 2:], counts)
+    return Matches(_numbered(parts), found[:, :2], found[:, 2:], counts, max(map(len, parts)))
 
 
 def _joined_clouds(parts: list[Cloud]) -> Cloud:
@@ -216,7 +219,8 @@ def _joined_clouds(parts: list[Cloud]) -> Cloud:
     voxels, pixels = (torch.cat([getattr(p, name) for p in parts]) for name in ("voxels", "match_pixel"))
     voxels[:, 0], pixels[:, 0] = _numbered([p.voxels for p in parts]), _numbered([p.match_pixel for p in parts])
     start = torch.tensor([0, *(len(p.voxels) for p in parts)]).cumsum(0)[:-1]
-    return Cloud(voxels, torch.cat([p.colours for p in parts]), torch.cat([p.match_voxel + s for p, s in zip(parts, start, strict=True)]), pixels)
+    rows = torch.cat([p.match_voxel + s for p, s in zip(parts, start, strict=True)])
+    return Cloud(voxels, torch.cat([p.colours for p in parts]), rows, pixels, max(p.most for p in parts))
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #posedviews
 class PosedViews:
