@@ -166,7 +166,7 @@ RUNS = {
 
 def waits_of_step(method_name: str, settings: dict) -> collections.Counter:
     "What the third of four steps of a small run waits for; the first two warm up what is made once."
-    config = configuration(method_name, 64, 4, steps=4, clip=1.0, **settings)
+    config = configuration(method_name, **{"crop": 64, "batch": 4, "steps": 4, "clip": 1.0, **settings})
     fabric = setup(config, launch("cpu"))
     method = build(config)
     wrapped, optimizer = fabric.setup(method, build_optimizer(method, config))
@@ -175,7 +175,7 @@ def waits_of_step(method_name: str, settings: dict) -> collections.Counter:
         train_step(fabric, wrapped, optimizer, [batch], k, config, signals=False)
         method.after_step(k, 4)
 
-    made = batches(config, method, images(config, 4, (64, 80)), 3)
+    made = batches(config, method, images(config, 4, (48, 64) if config.crop == (48, 64) else (64, 80)), 3)
     step(0, made[0]), step(1, made[1])
     return found_in(lambda: step(2, made[2]))
 

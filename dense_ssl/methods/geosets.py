@@ -96,7 +96,7 @@ def depth_loss(log_depth: Tensor, depth: Tensor) -> tuple[Tensor, Tensor]:
     """Mean absolute error of log depth (N, 1, h, w) against depth (N, H, W) in metres, over the cells with depth above 0, and their number."""
     target = resize_depth(depth, tuple(log_depth.shape[-2:]))
     known = target > 0
-    error = (log_depth[:, 0].to(torch.promote_types(log_depth.dtype, torch.float32)) - target.where(known, 1.0).log()).abs()
+    error = (log_depth[:, 0].to(torch.promote_types(log_depth.dtype, torch.float32)) - target.masked_fill(~known, 1.0).log()).abs()
     return (error * known).sum() / known.sum().clamp_min(1), known.sum()
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #cell-sets

@@ -25,7 +25,7 @@ def _places(pair: Tensor, pairs: int | None, most: int | None) -> tuple[Tensor, 
     ordered, order = pair.long().sort(stable=True)
     rank = torch.arange(len(pair), device=pair.device) - torch.searchsorted(ordered, ordered)
     there = (ordered >= 0) & (ordered < pairs) & (rank < most)
-    place = torch.where(there, ordered * most + rank, pairs * most)
+    place = (ordered * most + rank).masked_fill(~there, pairs * most)
     return torch.empty_like(place).scatter_(0, order, place), pairs, most
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #one-way
@@ -133,7 +133,7 @@ def _set_places(sets: list[Tensor], pair: list[Tensor], pairs: int | None, most:
     places = []
     for s, p in zip(sets, pair, strict=True):
         there = (s >= 0) & (s < most) & (p >= 0) & (p < pairs)
-        places.append(torch.where(there, p.long() * most + s, pairs * most))
+        places.append((p.long() * most + s).masked_fill(~there, pairs * most))
     return places, pairs, most
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-infonce-2
