@@ -116,17 +116,22 @@ def test_the_counter_sees_what_waits():
 
 
 # Name to (method, settings, operations that wait in a step).
+TINY = {"encoder": "timm/test_resnet"}
 PROJECTOR = {"hidden": 32, "out": 30}
 POINTS = {"channels": (32, 16, 8, 8), "out": 8, "point_widths": (8, 8, 8), "voxel": 0.1, "matches": 100}
 RUNS = {
-    "pixcontrast": ("pixcontrast", {"method_options": PROJECTOR}, 0),
-    "pixpro": ("pixpro", {"method_options": PROJECTOR}, 0),
-    "pixdepth": ("pixdepth", {"method_options": PROJECTOR}, 0),
-    "pixdepth in unit max": ("pixdepth", {"method_options": {**PROJECTOR, "unit": "max"}}, 0),
-    "pixdepth, views on the device": ("pixdepth", {"method_options": PROJECTOR, "views": "device"}, 0),
-    "swav": ("swav", {"method_options": {"prototypes": 20, "hidden": 32, "out": 16, "queue": 8, "freeze": 1}}, 0),
-    "moco": ("moco", {"method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
-    "densecl": ("densecl", {"method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
+    "pixcontrast": ("pixcontrast", {**TINY, "method_options": PROJECTOR}, 0),
+    "pixpro": ("pixpro", {**TINY, "method_options": PROJECTOR}, 0),
+    "pixdepth": ("pixdepth", {**TINY, "method_options": PROJECTOR}, 0),
+    "pixdepth in unit max": ("pixdepth", {**TINY, "method_options": {**PROJECTOR, "unit": "max"}}, 0),
+    "pixdepth, views on the device": ("pixdepth", {**TINY, "method_options": PROJECTOR, "views": "device"}, 0),
+    "swav": (
+        "swav",
+        {**TINY, "method_options": {"prototypes": 20, "hidden": 32, "out": 16, "queue": 8, "freeze": 1}},
+        0,
+    ),
+    "moco": ("moco", {**TINY, "method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
+    "densecl": ("densecl", {**TINY, "method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
     # but for every `refit`-th step, in which k-means runs on the CPU
     "picie": ("picie", {"method_options": {"clusters": 5, "out": 32, "bank": 64, "refit": 100}}, 0),
     "cpcdr": ("cpcdr", {"method_options": {"prototypes": 20, "copy_paste": {"images": 2}}}, 0),
@@ -150,7 +155,11 @@ RUNS = {
     # The sizes of the 3D network's neighbour tables: of two coarser levels, of all neighbours, and of the offsets and parts of
     # every level. They are made where the network is, since that takes a loader seconds and a GPU milliseconds.
     "pri3d": ("pri3d", {"crop": (48, 64), "method_options": {**POINTS, "depth_weight": 1.0}}, 4),
-    "pri3d, view alone": ("pri3d", {"crop": (48, 64), "method_options": {**POINTS, "geo": False, "negatives": "batch"}}, 0),
+    "pri3d, view alone": (
+        "pri3d",
+        {"crop": (48, 64), "method_options": {**POINTS, "geo": False, "negatives": "batch"}},
+        0,
+    ),
     "geosets": ("geosets", {"crop": (48, 64), "method_options": {**POINTS, "stage_one": 0.5}}, 0),
     "geosets, points": (
         "geosets",
