@@ -33,8 +33,8 @@ PAIRS = {"N/2, 1/W": {}, "N/2, 1-W": {"closeness": "1-W"}, "none, 1/W": {"module
 CHANGES = {"fixing any": {"fixing": "any"}}  # of all four pairs; of the first and the last:
 MORE = {"mean height": {"support_height": "mean"}, "no D_sup": {"w_support": 0.0}, "not standardised": {"standardize": False},
         "standardised normals": {"normals": "standardized"}, "Infomap's own tuning": {"tuning": 0}, "a quarter of the superpixels": {"count": 2500}}
-BASE = {"modules": "half", "closeness": "1/W", "fixing": "average", "support_height": "lower", "tuning": 1, "count": 10000}
-OURS = {**PAIRS, "10, 1/W": {"modules": 10}, "10, 1-W": {"modules": 10, "closeness": "1-W"},
+BASE = {"modules": "half", "closeness": "1/W", "fixing": "average", "support_height": "lower", "tuning": 1, "count": 10000, "powers": False}
+OURS = {**PAIRS, "none, 1/W, powers of two": {"modules": "default", "powers": True}, "10, 1/W": {"modules": 10}, "10, 1-W": {"modules": 10, "closeness": "1-W"},
         **{f"{pair}, {change}": {**PAIRS[pair], **CHANGES[change]} for change in CHANGES for pair in PAIRS},
         **{f"{pair}, {change}": {**PAIRS[pair], **MORE[change]} for change in MORE for pair in ("N/2, 1/W", "none, 1-W")}}
 OTHERS = {

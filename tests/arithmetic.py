@@ -25,6 +25,7 @@ from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from asserts import MOST
 from notebooks import PYTHON, ROOT, environment
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
 
@@ -118,7 +119,7 @@ def spreads(by_name: dict[str, list[dict]]) -> list[dict]:
     runs, rows = [distances(lines) for lines in by_name.values()], []
     for key in sorted(set.intersection(*(set(r) for r in runs))):
         many = [r[key] for r in runs]
-        if len({len(m) for m in many}) > 1 or len(many[0]) > 60:  # a property over random examples, not a measurement
+        if len({len(m) for m in many}) > 1 or len(many[0]) >= MOST:  # not a measurement
             continue
         worst = None
         for values in zip(*many, strict=True):

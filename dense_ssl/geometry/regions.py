@@ -29,8 +29,9 @@ class RegionConfig(BaseModel, extra="forbid", frozen=True):
     (Algorithm 1), "any" every single one of the round. support_height: the height that D_sup squares, that of the "lower" superpixel
     (Eq. 2) or the pair's "mean". standardize: x, y, z each divided by their standard deviation over the image. normals: taken from
     "metric" or from "standardized" points. holes: superpixels without depth form groups of their "own", or take the depth of the
-    "nearest" pixel that has one. far: disparity is read as at most this many times the median depth. tuning: how often Infomap may go
-    over its solution again, 0 = until nothing changes (its own default). seed: Infomap's.
+    "nearest" pixel that has one. far: disparity is read as at most this many times the median depth. powers: Infomap is given closeness as
+    the nearest power of two (not the paper's, which does not round). tuning: how often Infomap may go over its solution again, 0 = until
+    nothing changes (its own default). seed: Infomap's.
     """
 
     count: Annotated[int, Field(ge=1)] = 10000
@@ -48,6 +49,7 @@ class RegionConfig(BaseModel, extra="forbid", frozen=True):
     normals: Literal["metric", "standardized"] = "metric"
     holes: Literal["own", "nearest"] = "own"
     far: Annotated[float, Field(gt=1)] = 20.0
+    powers: bool = True
     tuning: Annotated[int, Field(ge=0)] = 1
     seed: Annotated[int, Field(ge=1)] = 1
 
@@ -93,8 +95,9 @@ def superpixel_geometry(labels: np.ndarray, points: Tensor, config: RegionConfig
     """
     if points.ndim != 3 or points.shape[0] != 3 or tuple(points.shape[1:]) != labels.shape:
         raise ValueError(f"points have shape {tuple(points.shape)} and labels {labels.shape}; needs (3, H, W) and (H, W)")
+    points = points.double()  # a float32 sum depends on the machine, and a group of superpixels on the sum
     flat, bins = points.numpy().reshape(3, -1), labels.ravel()
-    spread = np.nanstd(flat, axis=1, keepdims=True) if config.standardize else np.ones((3, 1), np.float32)
+    spread = np.nanstd(flat, axis=1, keepdims=True) if config.standardize else np.ones((3, 1))
     spread[~(spread > 0)] = 1                                          # a flat wall has no spread in z
     scaled = flat / spread
     normal = normals(torch.from_numpy(scaled).view_as(points) if config.normals == "standardized" else points)
@@ -204,6 +207,8 @@ def group_superpixels(count: int, edges: np.ndarray, weight: np.ndarray, config:
     while graph.nodes > 1:
         strength = graph.total / graph.number
         closeness = 1 / strength if config.closeness == "1/W" else 1 - strength
+        if config.powers:
+            closeness = np.exp2(np.rint(np.log2(closeness)))
         preferred = {"half": graph.nodes // 2, "default": None}.get(config.modules, config.modules)
         module = _infomap(graph.nodes, graph.edges, closeness, preferred, config.seed, config.tuning)
         after = _contract(graph, module)
