@@ -1,7 +1,7 @@
 """Another machine, for every process that has this folder on its PYTHONPATH (`tests/arithmetic.py`).
 
 DENSE_SSL_ULP = n: what goes into the computations is moved by -1, 0 or 1 units in the last place, drawn by n and
-the place in the array: normalised images, normalised depth, the depth that regions come from, the vertices that
+the place in the array: normalised images, normalised depth, points of depth maps, the vertices that
 surfaces are cut at, the first values of parameters. DENSE_SSL_SEEDS = n: every seed of torch and of views is
 another one.
 """
@@ -86,7 +86,7 @@ if ULP:
         "torch.nn.init": [parameters],
         "dense_ssl.data.views": [result("normalize_image", 2)],
         "dense_ssl.geometry.depth": [result("normalize_depth", 2)],
-        "dense_ssl.geometry.regions": [result("metric_depth", 2)],
+        "dense_ssl.geometry.camera": [result("backproject", 3)],
         "dense_ssl.geometry.segments": [first_argument("segment_mesh")],
     }
 if SEEDS:
