@@ -35,7 +35,7 @@ from dense_ssl.objectives import (
 )
 from dense_ssl.positives import masks
 from dense_ssl.processes import kill_group
-from dense_ssl.training.configuration import parse
+from dense_ssl.training.configuration import Pretrain, parse
 from dense_ssl.training.launch import worker_command
 from dense_ssl.training.loop import Log, prepare, setup, train_step
 
@@ -253,9 +253,14 @@ def check_operations(device: str, tiny: bool, options: object) -> dict:
     }
 
 
-def losses(name: str, device: str, precision: str, steps: int, made: list) -> list[float]:
+def small(name: str, tiny: bool, precision: str = "32-true") -> Pretrain:
+    "The settings that a method is checked with; tiny: a network of 28 thousand parameters where the method takes any."
+    encoder = "timm/test_resnet" if tiny and name in ANY_ENCODER else "resnet18"
+    return configuration(name, 64, 4 if tiny else 8, encoder, precision=precision, **METHODS[name])
+
+
+def losses(config: Pretrain, device: str, steps: int, made: list) -> list[float]:
     "The losses of a short training on given batches."
-    config = configuration(name, 64, 8, precision=precision, **METHODS[name])
     fabric = setup(config, launch(device))
     method, optimizer = prepare(build(config), config, launch(device), fabric)
     wrapped, optimizer = fabric.setup(method, optimizer)
@@ -271,6 +276,7 @@ def losses(name: str, device: str, precision: str, steps: int, made: list) -> li
     return torch.stack(values).double().tolist()
 
 
+ANY_ENCODER = ("pixcontrast", "pixpro", "pixdepth", "swav", "moco", "densecl")
 DRAWS = (
     "auxcontrast",
     "geosets",
@@ -282,15 +288,15 @@ def check_method(name: str) -> Callable:
     def check(device: str, tiny: bool, options: object) -> dict:
         "The first loss to 1e-4, twenty to 3 % (paths part where single ReLUs flip); on a GPU bf16 to 5 % of float32's level."
         steps = 3 if tiny else 20
-        config = configuration(name, 64, 8, **METHODS[name])
+        config = small(name, tiny)
         dataset = images(config, 8 if tiny else 16, (96, 128))
         made = batches(config, build(config), dataset, steps)
         here = {
-            p: losses(name, device, p, steps, made)
+            p: losses(small(name, tiny, p), device, steps, made)
             for p in ("32-true", "bf16-mixed")
             if device == "cuda" or p == "32-true"
         }
-        there = losses(name, "cpu", "32-true", steps, made)
+        there = losses(config, "cpu", steps, made)
         level = sum(abs(v) for v in there) / steps
         first = abs(here["32-true"][0] - there[0]) / level
         far = {p: max(abs(a - b) for a, b in zip(v, there, strict=True)) / level for p, v in here.items()}
@@ -322,14 +328,14 @@ RANK = """
 import json, sys, torch, torch.distributed as dist
 sys.path[:0] = {paths!r}
 from common import batches, build, configuration, images
-from checks import METHODS
+from checks import small
 from dense_ssl.processes import die_with_parent
 die_with_parent()
 from dense_ssl.models.sync_batchnorm import sync_batchnorm
 backend, device = sys.argv[1:3]
 dist.init_process_group(backend)
 rank, world = dist.get_rank(), dist.get_world_size()
-config = configuration("pixdepth", 64, 8, **METHODS["pixdepth"])
+config = small("pixdepth", sys.argv[3] == "tiny")
 method = build(config).double().to(device)
 if world > 1:
     method = sync_batchnorm(method, device)
@@ -339,7 +345,7 @@ optimizer = torch.optim.SGD([p for p in method.parameters() if p.requires_grad],
 losses = []
 for step, batch in enumerate(batches(config, method, images(config, 8, (96, 128)), 3)):
     views = [v.to(device) for v in batch.inputs]
-    part = slice(rank * 8 // world, (rank + 1) * 8 // world)
+    part = slice(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
     for v in views:
         for name in v.__slots__:
             if getattr(v, name) is not None:
@@ -359,7 +365,7 @@ dist.destroy_process_group()
 """
 
 
-def distributed(backend: str, processes: int, device: str) -> list[float]:
+def distributed(backend: str, processes: int, device: str, tiny: bool) -> list[float]:
     "Three losses of PixDepth in float64 under torchrun; all processes on one device."
     here = Path(__file__).resolve().parent
     with tempfile.TemporaryDirectory() as folder:
@@ -375,6 +381,7 @@ def distributed(backend: str, processes: int, device: str) -> list[float]:
                 str(script),
                 backend,
                 device,
+                "tiny" if tiny else "full",
             ],
             capture_output=True,
             text=True,
@@ -389,7 +396,8 @@ def distributed(backend: str, processes: int, device: str) -> list[float]:
 def check_processes(device: str, tiny: bool, options: object) -> dict:
     "nccl with one process and gloo with two on one GPU walk the same losses (float64)."
     with ThreadPoolExecutor(2) as pool:
-        one, two = pool.map(distributed, ("nccl" if device == "cuda" else "gloo", "gloo"), (1, 2), (device, device))
+        backends = "nccl" if device == "cuda" else "gloo", "gloo"
+        one, two = pool.map(distributed, backends, (1, 2), (device,) * 2, (tiny,) * 2)
     gap = max(abs(a - b) for a, b in zip(one, two, strict=True))
     return {
         "one": one,
@@ -403,7 +411,7 @@ def check_processes(device: str, tiny: bool, options: object) -> dict:
 def check_resume(device: str, tiny: bool, options: object) -> dict:
     "kill -9 at a random step, and again; then to the end: the same bits as an uninterrupted run, where the device's sums have one order."
     steps = 6 if tiny else 24
-    config = configuration("pixdepth", 64, 8, **METHODS["pixdepth"]).model_dump(mode="json") | {
+    config = small("pixdepth", tiny, "auto").model_dump(mode="json") | {
         "steps": steps,
         "data": {"name": "room", "options": {"count": 8, "size": [96, 128]}},
     }
@@ -417,7 +425,6 @@ def check_resume(device: str, tiny: bool, options: object) -> dict:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
-            env={**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])},
         )
 
     with tempfile.TemporaryDirectory() as folder:
@@ -456,7 +463,7 @@ def check_resume(device: str, tiny: bool, options: object) -> dict:
 
 def check_compile(device: str, tiny: bool, options: object) -> dict:
     "PixDepth's losses with torch.compile and without."
-    config = configuration("pixdepth", 64, 8, precision="32-true", **METHODS["pixdepth"])
+    config = small("pixdepth", tiny)
     made, values = batches(config, build(config), images(config, 8, (96, 128)), 3), []
     for compiled in (False, True):
         how = launch(device).model_copy(update={"compile": compiled})

@@ -90,6 +90,13 @@ def work(names: list[str], a: argparse.Namespace, facts: dict) -> None:
             torch.cuda.empty_cache()
 
 
+def surroundings(device: str) -> dict[str, str]:
+    "The environment of a worker and of all that it starts: this tree's package before others."
+    path = os.pathsep.join([str(HERE.parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = {**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": path}
+    return env if device == "cuda" else {**env, "OMP_NUM_THREADS": "1"}
+
+
 def watch(
     process: subprocess.Popen, a: argparse.Namespace, limits: dict[str, float], facts: dict, until: float
 ) -> str | None:
@@ -179,7 +186,7 @@ def main() -> int:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", **({} if a.device == "cuda" else {"OMP_NUM_THREADS": "1"})},
+                env=surroundings(a.device),
             )
         try:
             stopped = watch(process, a, limits, facts, until)
