@@ -64,7 +64,7 @@ def auxiliary(device: str, tiny: bool, options: object) -> dict:
 
 
 def sets(device: str, tiny: bool, options: object) -> dict:
-    "1024 matches of 64 pairs; 64 pairs of 19200 cells in 40 sets."
+    "1024 matches of 64 pairs; 64 pairs of 9600 cells in 40 sets."
     g = torch.Generator().manual_seed(0)
     pairs, matches, cells = (2, 64, 300) if tiny else (64, 1024, 9600)
     f = [torch.randn(pairs * matches, 64, generator=g).to(device).requires_grad_() for _ in range(2)]
@@ -110,10 +110,10 @@ def codes(device: str, tiny: bool, options: object) -> dict:
         device,
         3 if tiny else 10,
     )
-    half = [x[: samples // 2].detach().requires_grad_() for x in (z,)]
+    half = z[: samples // 2].detach().requires_grad_()
     two = compared(
-        loss_and_gradients(lambda x, p: prototype_loss(x, p, groups[: samples // 2]), half[0], c),
-        {"plain": loss_and_gradients(lambda x, p: benchmark.plain_loss(x, p, groups[: samples // 2]), half[0], c)},
+        loss_and_gradients(lambda x, p: prototype_loss(x, p, groups[: samples // 2]), half, c),
+        {"plain": loss_and_gradients(lambda x, p: benchmark.plain_loss(x, p, groups[: samples // 2]), half, c)},
         device,
         3 if tiny else 10,
     )
@@ -125,7 +125,7 @@ def codes(device: str, tiny: bool, options: object) -> dict:
 
 
 def voxels(device: str, tiny: bool, options: object) -> dict:
-    "The sparse 3D U-Net of Pri3D on surfaces of 8 rooms at 2 cm, forward and backward; what building its tables takes."
+    "The sparse 3D U-Net of Pri3D on surfaces of 8 rooms at 2 cm, its tables, forward and backward."
     g = torch.Generator().manual_seed(0)
     count = 2000 if tiny else 25000
     batch = torch.arange(2 if tiny else 8).repeat_interleave(count)

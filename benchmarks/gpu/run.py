@@ -4,7 +4,7 @@
 
 Stages come in the order of their worth. Each has its own time limit and writes DIR/STAGE.json the moment it ends; one that fails, hangs or kills
 its process leaves the end of its log there and the others go on. What DIR already has for this commit and device is not run again. `--device cpu
---tiny` is the rehearsal: the same code in under 90 seconds. Exit status 1 where a stage failed; 0 where time ran out before all had begun, which
+--tiny` is the rehearsal: the same code in some minutes. Exit status 1 where a stage failed; 0 where time ran out before all had begun, which
 the summary says.
 """
 
