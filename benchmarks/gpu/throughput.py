@@ -118,7 +118,7 @@ def synchronisations(step: Callable[[], object], device: str) -> dict[str, int]:
             step()
         finally:
             torch.cuda.set_sync_debug_mode("default")
-    lines = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "synchroniz" in str(w.message)]
+    lines = [f"{Path(w.filename).name}:{w.lineno}" for w in caught if "called a synchronizing" in str(w.message)]
     return dict(collections.Counter(lines).most_common(20))
 
 

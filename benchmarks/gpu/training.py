@@ -28,7 +28,7 @@ ROWS = {  # the issue that a comparison can tell: same T, same unit, with depth 
 
 def train(row: str) -> Callable:
     def run(device: str, tiny: bool, options: object) -> dict:
-        size, count, steps = ((48, 64), 8, 2) if tiny else ((240, 320) if options.data else (120, 160), 512, 3000)
+        size, count, steps = ((48, 64), 8, 2) if tiny else ((240, 320) if options.data else (120, 160), 512, 2000)
         data = (
             {"name": "nyuv2", "root": options.data}
             if options.data
@@ -52,6 +52,7 @@ def train(row: str) -> Callable:
                     "steps": steps,
                     "warmup": steps // 10,
                     "lr": 0.1,
+                    "views": "device",
                     **ROWS[row],
                     "method_options": {**ROWS[row]["method_options"], **widths},
                 },
@@ -60,7 +61,7 @@ def train(row: str) -> Callable:
                 config,
                 Launch(
                     accelerator=device,
-                    workers=0 if tiny else 12,
+                    workers=0 if tiny else 6,
                     tensorboard=False,
                     progress=False,
                     checkpoint_seconds=30,
