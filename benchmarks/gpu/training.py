@@ -28,7 +28,7 @@ ROWS = {  # the issue that a comparison can tell: same T, same unit, with depth 
 
 def train(row: str) -> Callable:
     def run(device: str, tiny: bool, options: object) -> dict:
-        size, count, steps = ((48, 64), 8, 2) if tiny else ((240, 320) if options.data else (120, 160), 512, 2000)
+        size, count, steps = ((48, 64), 8, 2) if tiny else ((240, 320) if options.data else (120, 160), 512, 1000)
         data = (
             {"name": "nyuv2", "root": options.data}
             if options.data

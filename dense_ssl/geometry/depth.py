@@ -98,7 +98,9 @@ def read_depth(
     raw, own_scale, offset = _read_raw(Path(path))
     if raw.ndim != 2 or raw.dtype.kind not in "iuf" or raw.size == 0:
         raise ValueError(f"{path}: holds {raw.dtype} of shape {raw.shape}; a depth map needs numbers of shape (H, W)")
-    good = np.isfinite(raw) & ~np.isin(raw, np.asarray(invalid, dtype=np.float64))
+    good = np.isfinite(raw)
+    for value in invalid:
+        good &= raw != value
     depth = (raw.astype(np.float64) * own_scale + offset) * scale
     if maximum is not None:
         good &= ~(depth > maximum)

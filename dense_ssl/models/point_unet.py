@@ -6,7 +6,7 @@
 __all__ = ['voxel_keys', 'check_voxels', 'neighbour_rows', 'coarser', 'VoxelGrid', 'VoxelNorm', 'PointUNet', 'SpconvGrid']
 
 # %% ../../nbs/05_models/07_point_unet.ipynb #c8d24e60
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any, Literal
 
@@ -99,22 +99,73 @@ class _GatherConv(torch.autograd.Function):
             to_weight[k] = x[of].T @ part
         return to_x, to_weight, None, None
 
+# %% ../../nbs/05_models/07_point_unet.ipynb #tableconv
+_GATHERED = 1 << 26  # numbers gathered at once: 256 MB
+
+
+def _by_table(x: Tensor, weight: Tensor, table: Tensor) -> Tensor:
+    "Row r: the sum over k of x[table[r, k]] @ weight[k], where the row len(x) is 0."
+    padded, out = torch.cat([x, x.new_zeros(1, x.shape[1])]), x.new_empty(len(table), weight.shape[2])
+    step = max(1, _GATHERED // (weight.shape[0] * weight.shape[1]))
+    for rows, into in zip(table.split(step), out.split(step), strict=True):
+        torch.mm(padded[rows].flatten(1), weight.flatten(0, 1), out=into)
+    return out
+
+
+class _TableConv(torch.autograd.Function):
+    "`_GatherConv` on a GPU: 2 to 3 times the arithmetic, in a tenth of the kernels, with sums in one order."
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, table: Tensor, back: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight, table, back)
+        return _by_table(x, weight, table)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, table, back = ctx.saved_tensors
+        padded, to_weight = torch.cat([x, x.new_zeros(1, x.shape[1])]), torch.zeros_like(weight.flatten(0, 1))
+        step = max(1, _GATHERED // (weight.shape[0] * weight.shape[1]))
+        for rows, part in zip(table.split(step), grad.split(step), strict=True):
+            to_weight.addmm_(padded[rows].flatten(1).T, part)
+        return _by_table(grad, weight.mT, back), to_weight.view_as(weight), None, None
+
+
+def _tables(keys: list[Tensor], halves: list[tuple[Tensor, ...]]) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    "For each level the neighbours (V, 27) and the way back; for each step down the parts (W, 8) and the whole of each part (V, 8)."
+    n, near, parts = torch.arange(27, device=keys[0].device), [], []
+    step = (n // 9 - 1) * (1 << 32) + (n // 3 % 3 - 1) * (1 << 16) + n % 3 - 1
+    for level in keys:
+        ordered, order = level.sort()
+        wanted = level[:, None] + step
+        at = torch.searchsorted(ordered, wanted).clamp_max(max(len(level) - 1, 0))
+        near.append((table := torch.where(ordered[at] == wanted, order[at], len(level)), table.flip(1)))
+    for fine, coarse, (row, of, sizes) in zip(keys, keys[1:], halves, strict=False):
+        part = torch.searchsorted(sizes.cumsum(0), torch.arange(len(of), device=of.device), right=True)
+        down, up = of.new_full((len(coarse), 8), len(fine)), of.new_full((len(fine), 8), len(coarse))
+        down[row, part], up[of, part] = of, row
+        parts.append((down, up))
+    return near, parts
+
 # %% ../../nbs/05_models/07_point_unet.ipynb #voxelgrid
 class VoxelGrid:
     """A set of voxels and its `levels` - 1 coarser sets, each of voxels of twice the side, and the three convolutions on them.
 
     voxels: int (V, 4) = batch, x, y, z, unique rows; for values see `check_voxels`, which is not called here. Level 0 has
-    their rows; a level's rows are counted in `rows`. Features are (rows, C). A GPU is waited for `levels` + 1 times.
+    their rows; a level's rows are counted in `rows`. Features are (rows, C). tables: dense tables of neighbours, faster on a GPU and slower on
+    a CPU; None: on a GPU. A GPU is waited for once for each coarser level, and without tables twice more.
     Raises: `ValueError` for another shape or type.
     """
 
-    def __init__(self, voxels: Tensor, levels: int = 1):
+    def __init__(self, voxels: Tensor, levels: int = 1, tables: bool | None = None):
         keys, halves = [voxel_keys(voxels)], []
         for _ in range(levels - 1):
             above, *half = coarser(keys[-1])
             keys.append(above)
             halves.append(half)
-        self.rows = [len(k) for k in keys]
+        self.rows, self.tables = [len(k) for k in keys], voxels.is_cuda if tables is None else tables
+        if self.tables:
+            self.neighbours, self.parts = _tables(keys, halves)
+            return
         to, of, sizes = (torch.cat(x) for x in zip(neighbour_rows(keys), *halves, strict=True))
         sizes = sizes.tolist()
         rules = list(zip(to.split(sizes), of.split(sizes), strict=True))
@@ -126,15 +177,19 @@ class VoxelGrid:
 
     def near(self, x: Tensor, weight: Tensor, level: int) -> Tensor:
         """Submanifold 3 x 3 x 3 convolution on `level`; weight (27, in, out), x slowest, z fastest."""
-        return _GatherConv.apply(x, weight, self.neighbours[level], self.rows[level])
+        return self._convolve(x, weight, self.neighbours[level], self.rows[level])
 
     def down(self, x: Tensor, weight: Tensor, level: int) -> Tensor:
         """2 x 2 x 2 convolution of stride 2 from `level` to the next coarser one; weight (8, in, out)."""
-        return _GatherConv.apply(x, weight, self.parts[level], self.rows[level + 1])
+        return self._convolve(x, weight, self.parts[level], self.rows[level + 1])
 
     def up(self, x: Tensor, weight: Tensor, level: int) -> Tensor:
         """Transposed 2 x 2 x 2 convolution of stride 2 from the next coarser level to `level`; weight (8, in, out)."""
-        return _GatherConv.apply(x, weight, [(of, to) for to, of in self.parts[level]], self.rows[level])
+        back = self.parts[level][::-1] if self.tables else [(of, to) for to, of in self.parts[level]]
+        return self._convolve(x, weight, back, self.rows[level])
+
+    def _convolve(self, x: Tensor, weight: Tensor, rules: Sequence[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], rows: int) -> Tensor:
+        return _TableConv.apply(x, weight, *rules) if self.tables else _GatherConv.apply(x, weight, rules, rows)
 
 # %% ../../nbs/05_models/07_point_unet.ipynb #voxelnorm
 class VoxelNorm(nn.BatchNorm1d):
