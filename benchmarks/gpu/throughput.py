@@ -1,6 +1,7 @@
 """Images a second of every method at its paper's encoder and crop, beside a bare supervised step; what the host waits for; data from JPEG files."""
 
 import collections
+import itertools
 import os
 import shutil
 import tempfile
@@ -17,12 +18,12 @@ from common import batches, build, configuration, images, launch, seconds
 from PIL import Image
 from torch import Tensor, nn
 
-from dense_ssl.core import read_json
-from dense_ssl.data.loading import Batch
+from dense_ssl.data.catalog import open_data
+from dense_ssl.data.device_views import on_device
+from dense_ssl.data.loading import Batch, PairViews, Samples, StepBatches, step_loader
 from dense_ssl.geometry.depth import write_depth_png
 from dense_ssl.models.heads import momentum_copy
-from dense_ssl.training.configuration import Launch, Pretrain, parse
-from dense_ssl.training.launch import run_pretrain
+from dense_ssl.training.configuration import Pretrain
 from dense_ssl.training.loop import build_optimizer, prepare, setup, train_step
 
 # method: encoder, crop, batches to try from the largest on, images forward and backward and images forward alone for each image of the batch,
@@ -175,32 +176,42 @@ def method_throughput(name: str) -> Callable:
     return measure
 
 
-def measured(name: str, config: Pretrain, size: int, online: int, alone: int, inner: str | None, device: str) -> dict:
-    "Images a second of a method and of bare steps, in one process; the method's step is the training loop's own."
+def stepper(config: Pretrain, device: str) -> tuple[nn.Module, torch.optim.Optimizer, Callable[[Batch], None]]:
+    "A method, its optimizer and the training loop's own step of it."
     how = launch(device)
     fabric = setup(config, how)
     method, optimizer = prepare(build(config), config, how, fabric)
-    batch = made_batch(config, method, name, size).to(fabric.device)
     wrapped, optimizer = fabric.setup(method, optimizer)
     wrapped.train()
-    count, amp = [0], device == "cuda"
+    count = itertools.count()
+
+    def step(batch: Batch) -> None:
+        train_step(fabric, wrapped, optimizer, [batch], n := next(count), config, signals=False)
+        method.after_step(n, 1000)
+
+    return method, optimizer, step
+
+
+def measured(name: str, config: Pretrain, size: int, online: int, alone: int, inner: str | None, device: str) -> dict:
+    "Images a second of a method and of bare steps, in one process."
+    method, optimizer, of_batch = stepper(config, device)
+    batch = made_batch(config, method, name, size).to(device)
 
     def step() -> None:
-        train_step(fabric, wrapped, optimizer, [batch], count[0], config, signals=False)
-        method.after_step(count[0], 1000)
-        count[0] += 1
+        of_batch(batch)
 
-    rounds = 8 if device == "cuda" else 1
-    if device == "cuda":
+    gpu = device == "cuda"
+    rounds, warm = (8, 3) if gpu else (1, 1)
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
-    ours = seconds(step, device, rounds, 3 if device == "cuda" else 1)
+    ours = seconds(step, device, rounds, warm)
     result = {
         "batch": size,
         "encoder": config.encoder,
         "crop": config.crop,
         "step_seconds": ours,
         "images_per_second": size / ours,
-        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if device == "cuda" else None,
+        "peak_gib": round(torch.cuda.max_memory_allocated() / 2**30, 2) if gpu else None,
         "host_waits": synchronisations(step, device),
         "profile": kernels(step, device),
     }
@@ -208,12 +219,7 @@ def measured(name: str, config: Pretrain, size: int, online: int, alone: int, in
     networks |= {"network": part_of(method, inner)} if inner else {}
     for what, network in networks.items():
         optimizer.zero_grad(set_to_none=True)
-        bare = seconds(
-            bare_step(network, config, online * size, alone * size, device, amp),
-            device,
-            rounds,
-            3 if device == "cuda" else 1,
-        )
+        bare = seconds(bare_step(network, config, online * size, alone * size, device, gpu), device, rounds, warm)
         result |= {f"bare_{what}_seconds": bare, f"ratio_to_{what}": bare / ours}
     waits = sum(result["host_waits"].values())
     return {
@@ -243,44 +249,40 @@ def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 def data_wait(views: str) -> Callable:
     def measure(device: str, tiny: bool, options: object) -> dict:
-        "A PixDepth run from JPEG files of 375 x 500 and depth PNGs, by as many workers as there are cores."
-        count, batch, crop, encoder, steps = (8, 4, 64, "resnet18", 3) if tiny else (2048, 256, 224, "resnet34", 24)
+        """PixDepth's data from JPEG files of 375 x 500 and depth PNGs, by a worker for each core but one, and its steps.
+
+        Each by itself and long after the start, since a short run lives on what the workers have ready: the slower of the two is the run's
+        rate, and what the loader lacks is what a step waits.
+        """
+        count, batch, crop, encoder = (8, 4, 64, "resnet18") if tiny else (2048, 256, 224, "resnet34")
         workers = 1 if tiny else max(1, (os.cpu_count() or 2) - 1)
+        config = configuration("pixdepth", crop, batch, encoder, method_options={"out": 252}, views=views)
+        _, _, step = stepper(config, device)
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
             write_photographs(Path(folder), count, (96, 128) if tiny else (375, 500))
-            wrote = time.perf_counter() - began
-            config = parse(
-                Pretrain,
-                {
-                    "data": {"name": "folder", "root": f"{folder}/images", "options": {"depth": f"{folder}/depth"}},
-                    "method": "pixdepth",
-                    "encoder": encoder,
-                    "crop": crop,
-                    "batch_size": batch,
-                    "steps": steps,
-                    "lr": 0.01,
-                    "method_options": {"out": 252},
-                    **({"views": "device"} if views == "device" else {}),
-                },
-            )
-            run = run_pretrain(
-                config,
-                Launch(accelerator=device, workers=workers, tensorboard=False, progress=False),
-                runs=Path(folder, "runs"),
-            )
-            done = read_json(run / "done.json")
             size = np.mean([p.stat().st_size for p in Path(folder, "images").iterdir()])
-        rate = batch / done["step_seconds"]
+            make = PairViews(crop, config.scale)
+            make = on_device(make, config.method) if views == "device" else make
+            samples = Samples(open_data("folder", root=f"{folder}/images", depth=f"{folder}/depth"), make.smallest, 0)
+            keys = StepBatches(count, batch, 0, 0, 6 * workers)  # 4 of each worker are made ahead
+            loader = iter(step_loader(samples, make, keys, workers, pin_memory=device == "cuda"))
+            for _ in range(4 * workers):
+                ready = next(loader)
+            began = time.perf_counter()
+            for ready in loader:
+                ready = ready.to(device)
+            loaded = 2 * workers * batch / (time.perf_counter() - began)
+        stepped = batch / seconds(lambda: step(ready), device, 8, 3 if device == "cuda" else 1)
+        wait = max(0.0, 1 - loaded / stepped)
         return {
-            "data_wait_share": done["data_wait_share"],
-            "step_seconds": done["step_seconds"],
-            "images_per_second": rate,
+            "loaded_per_second": loaded,
+            "stepped_per_second": stepped,
+            "data_wait_share": wait,
+            "loaded_per_second_and_worker": loaded / workers,
             "workers": workers,
             "batch": batch,
             "mean_jpeg_kib": round(size / 1024),
-            "seconds_to_write": round(wrote, 1),
-            "says": f"{rate:.0f} images/s from disk, waits {done['data_wait_share']:.0%}",
+            "says": f"{loaded:.0f} images/s from disk by {workers} workers, {stepped:.0f} trained: waits {wait:.0%}",
         }
 
     return measure

@@ -138,7 +138,7 @@ def _tables(keys: list[Tensor], halves: list[tuple[Tensor, ...]]) -> tuple[list[
         ordered, order = level.sort()
         wanted = level[:, None] + step
         at = torch.searchsorted(ordered, wanted).clamp_max(max(len(level) - 1, 0))
-        near.append((table := torch.where(ordered[at] == wanted, order[at], len(level)), table.flip(1)))
+        near.append((table := order[at].masked_fill(ordered[at] != wanted, len(level)), table.flip(1)))
     for fine, coarse, (row, of, sizes) in zip(keys, keys[1:], halves, strict=False):
         part = torch.searchsorted(sizes.cumsum(0), torch.arange(len(of), device=of.device), right=True)
         down, up = of.new_full((len(coarse), 8), len(fine)), of.new_full((len(fine), 8), len(coarse))
