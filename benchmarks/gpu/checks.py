@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
 from common import batches, build, configuration, images, launch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dense_ssl.core import is_done, write_json
 from dense_ssl.data.views import View
@@ -139,7 +140,7 @@ def operations() -> dict[str, tuple[Callable, list[Tensor]]]:
         return network.to(x)(voxels.to(x.device), x)
 
     def moved(x: Tensor, y: Tensor) -> Tensor:
-        a, b = (torch.nn.Linear(8, 8, bias=False).to(x) for _ in range(2))
+        a, b = (nn.Linear(8, 8, bias=False).to(x) for _ in range(2))
         a.weight.data.copy_(x), b.weight.data.copy_(y)
         momentum_update(a, b, 0.9)
         return a.weight.data
@@ -454,13 +455,15 @@ def check_resume(device: str, tiny: bool, options: object) -> dict:
 
 
 def check_compile(device: str, tiny: bool, options: object) -> dict:
-    "PixDepth's losses with torch.compile and without."
-    config = small("pixdepth", tiny)
+    "PixDepth's losses with torch.compile and without. A rehearsal leaves out the C++ compiler, which takes most of two minutes."
+    config, compiling = small("pixdepth", tiny), nn.Module.compile
+    backend = {"backend": "aot_eager"} if tiny else {}
     made, values = batches(config, build(config), images(config, 8, (96, 128)), 3), []
     for compiled in (False, True):
         how = launch(device).model_copy(update={"compile": compiled})
         fabric = setup(config, how)
-        method, optimizer = prepare(build(config), config, how, fabric)
+        with patch.object(nn.Module, "compile", lambda part: compiling(part, **backend)):
+            method, optimizer = prepare(build(config), config, how, fabric)
         wrapped, optimizer = fabric.setup(method, optimizer)
         wrapped.train()
         values.append([])
