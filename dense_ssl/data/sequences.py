@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Scene', 'PairSample', 'read_pose', 'RGBDSequences', 'overlaps', 'Fusion', 'cloud_segments', 'scan_surface',
-           'scan_labels', 'Painting', 'Rooms', 'make_scene', 'FramePairs']
+           'scan_labels', 'Painting', 'Rooms', 'make_scene', 'FramePairs', 'room_pairs', 'sequence_pairs']
 
 # %% ../../nbs/02_data/13_sequences.ipynb #fb22be2b
 import hashlib
@@ -574,3 +574,19 @@ class FramePairs:
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": OrderedDict()}
+
+# %% ../../nbs/02_data/13_sequences.ipynb #pairs-by-name
+def room_pairs(split: str = "train", count: int = 128, size: tuple[int, int] = (96, 128), seed: int = 0, views: int = 4,
+               minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface", voxel: float = 0.02,
+               k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+    """`FramePairs` of the room world."""
+    rooms = RoomWorld(split, count, size, seed, views)
+    return FramePairs(rooms, minimum, cache, sets, voxel, k_threshold, min_vertices)
+
+
+def sequence_pairs(root: str | Path, layout: str = "auto", every: int = 25, scenes: str | Path | list[str] | None = None,
+                   minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface", voxel: float = 0.02,
+                   k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+    """`FramePairs` of posed scans, of every 25th frame as in Pri3D."""
+    frames = RGBDSequences(root, layout, every, scenes)
+    return FramePairs(frames, minimum, cache, sets, voxel, k_threshold, min_vertices)
