@@ -22,7 +22,7 @@ from dense_ssl.core import environment, read_json, write_json
 from dense_ssl.data.catalog import open_data
 from dense_ssl.data.loading import PairViews, Samples, StepBatches, step_loader
 from dense_ssl.geometry.depth import write_depth_png
-from dense_ssl.methods.catalog import METHODS, build_method
+from dense_ssl.methods.catalog import build_method
 from dense_ssl.models.encoders import build_encoder
 from dense_ssl.training.configuration import Launch, Pretrain, parse
 from dense_ssl.training.launch import run_pretrain
@@ -35,7 +35,7 @@ def step_ratios(crop: int, batch: int, rounds: int, encoder: str, device: str) -
     methods, optimizers, seconds = {}, {}, {}
     for name in ("pixpro", "pixcontrast", "pixdepth"):
         torch.manual_seed(0)
-        methods[name] = build_method(name, build_encoder(encoder), **({"out": 252} if "out" not in METHODS[name][1] else {})).to(device)
+        methods[name] = build_method(name, build_encoder(encoder), out=252).to(device)
         optimizers[name] = torch.optim.SGD((p for p in methods[name].parameters() if p.requires_grad), 0.01, momentum=0.9)
         seconds[name] = []
     for k in range(rounds + 2):

@@ -46,7 +46,7 @@ COMPUTE = {
 TRAIN = {
     "nbs/04_objectives": "04_set_infonce",
     "nbs/05_models": "07_point_unet",
-    "nbs/06_methods": "01_cpcdr 02_baselines 03_auxcontrast 04_geosets",
+    "nbs/06_methods": "01_cpcdr 03_auxcontrast 04_geosets 05_moco 06_densecl 07_swav 08_picie",
     "nbs/07_training": "01_loop",
     "nbs/08_evaluation": "04_clustering 05_detection",
 }

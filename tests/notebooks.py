@@ -19,7 +19,6 @@ SLOWEST = (
     "tests/test_training.py",
     "tests/test_explorer.py",
     "nbs/10_experiments/13_reproduce.ipynb",
-    "nbs/06_methods/02_baselines.ipynb",
 )  # these are started first, so that nothing long is left over at the end
 
 

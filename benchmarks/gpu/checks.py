@@ -21,7 +21,8 @@ from dense_ssl.core import is_done, write_json
 from dense_ssl.data.views import View
 from dense_ssl.geometry.camera import backproject, normals
 from dense_ssl.geometry.depth import normalize_depth, resize_depth
-from dense_ssl.methods.baselines import cluster_loss, resample, swap_loss
+from dense_ssl.methods.picie import cluster_loss, resample
+from dense_ssl.methods.swav import swap_loss
 from dense_ssl.models.encoders import read_weights
 from dense_ssl.models.heads import collapse_signals, momentum_update
 from dense_ssl.models.point_unet import PointUNet

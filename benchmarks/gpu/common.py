@@ -9,7 +9,7 @@ import torch
 
 from dense_ssl.data.catalog import open_data
 from dense_ssl.data.device_views import on_device
-from dense_ssl.data.loading import Batch, PairViews, Samples, StepBatches, step_loader
+from dense_ssl.data.loading import Batch, Samples, StepBatches, step_loader
 from dense_ssl.methods.catalog import build_method
 from dense_ssl.models.encoders import build_encoder
 from dense_ssl.training.configuration import Launch, Pretrain, parse
@@ -68,9 +68,7 @@ def build(config: Pretrain):
 
 def batches(config: Pretrain, method, dataset, steps: int, workers: int = 0) -> list[Batch]:
     "The first batches of a run."
-    make = (
-        method.inputs(config.crop, config.scale) if hasattr(method, "inputs") else PairViews(config.crop, config.scale)
-    )
+    make = method.inputs(config.crop, config.scale)
     make = on_device(make, config.method) if config.views == "device" else make
     samples = Samples(dataset, make.smallest, config.seed)
     return list(

@@ -23,9 +23,11 @@ from typing import Any
 
 import yaml
 
-from ..core import code_version, environment, is_done, params_hash, read_json, repo_root, run_folder, runs_root, write_json
+from ..core import environment, is_done, params_hash, read_json, repo_root, run_folder, runs_root, write_json
+from ..data.catalog import data_modules
 from ..processes import run_processes
 from ..training.configuration import Pretrain, parse
+from ..training.launch import run_modules
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #read-yaml
 EXPERIMENTS = Path("nbs") / "10_experiments"
@@ -250,13 +252,14 @@ def _job(job: Job, profile: dict[str, Any], roots: dict[str, str], runs: Path) -
             if isinstance(data, str):
                 job.problem = data
                 return job
-        job.pretrain = parse(Pretrain, _pretrain_parameters(job, profile, data)).model_dump(mode="json")
+        config = parse(Pretrain, _pretrain_parameters(job, profile, data))
+        job.pretrain = config.model_dump(mode="json")
         name = f"{job.row['pretrain']['method']}-{data['key']}-s{job.seed}"
-        job.pretrained = runs / "pretrain" / f"{name}-{params_hash(job.pretrain, 'dense_ssl.training.worker')}"
+        job.pretrained = runs / "pretrain" / f"{name}-{params_hash(job.pretrain, *run_modules(config))}"
         job.evaluate = _evaluate_parameters(job, profile, target)
-        code = "-".join(code_version(f"dense_ssl.evaluation.{EVALUATION[name]}") for name in job.evaluate["protocols"])
-        hashed = job.evaluate | {"encoder": job.pretrained.name, "code": code}
-        job.evaluated = runs / "evaluate" / f"{name}-on-{target['key']}-{params_hash(hashed, 'dense_ssl.core')}"
+        code = [f"dense_ssl.evaluation.{EVALUATION[protocol]}" for protocol in job.evaluate["protocols"]]
+        key = params_hash(job.evaluate | {"encoder": job.pretrained.name}, *code, *data_modules(target["name"], **target.get("options", {})))
+        job.evaluated = runs / "evaluate" / f"{name}-on-{target['key']}-{key}"
     return job
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #papermill
@@ -530,6 +533,7 @@ def main(arguments: list[str] | None = None) -> None:
     sys.exit(not done)
 
 # %% ../../nbs/10_experiments/00_registry.ipynb #bb4ae562
+#| eval: false
 #| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:  # a notebook's cells are called __main__ as well
     main()

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'EmbeddingNetwork', 'shrink_ids', 'draw_pixels', 'take_turns', 'frame_rows', 'split_by_image',
-           'AuxContrast', 'pair_signals', 'load_auxcontrast']
+           'AuxContrast', 'pair_signals']
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #fbebbc35
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -19,10 +18,10 @@ from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
 from torch import Tensor, nn
 from torchvision.models.segmentation.fcn import FCNHead
 
-from ..core import read_json
 from ..data.simclr import SimCLRViews
 from ..data.views import View
-from ..models.encoders import Encoder, load_encoder, read_weights
+from .method import Method
+from ..models.encoders import Encoder
 from ..models.heads import collapse_signals, momentum_copy, momentum_update
 from ..models.memory_bank import MemoryBank, draw_labelled
 from ..models.semantic_fpn import sample_features
@@ -99,7 +98,7 @@ def split_by_image(ids: Tensor) -> Tensor:
     return torch.cat([((ids[:, 2:] << 32) + ids[:, :1]).masked_fill(ids[:, :1] < 0, -1), ids[:, 1:]], 1)
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #auxcontrast
-class AuxContrast(nn.Module):
+class AuxContrast(Method):
     """Confidence-weighted contrast over auxiliary labels (auxiliary-label paper Eq. 1-2), multi-scale, with a memory bank.
 
     anchors, candidates: pixels of a micro-batch over all processes, for each scale; from_bank of the candidates come from a bank of
@@ -216,8 +215,13 @@ class AuxContrast(nn.Module):
         return SimCLRViews(crop, scale, **self.augmentation)
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """What stands beside the encoder: decoder and heads, and the numbers that `load_auxcontrast` builds them with."""
+        """What stands beside the encoder: decoder and heads, and the numbers that `restore` builds them with."""
         return {name: value for name, value in self.network.state_dict().items() if not name.startswith("encoder.")}, self.facts
+
+    @classmethod
+    def restore(cls, encoder: Encoder, facts: dict[str, Any]) -> "AuxContrast":
+        """The network of a finished run: `embed(image)`, and `decoder.state_dict()` to fine-tune from; without a bank."""
+        return cls(encoder, bank=0, **facts)
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #place
 def _place() -> tuple[int, int]:
@@ -254,23 +258,5 @@ def _partners(a: Tensor, m: Tensor) -> Tensor:
     key = torch.cat([a, m]).unique(dim=0, return_inverse=True)[1]
     return key[len(a):].bincount(minlength=len(key))[key[:len(a)]]
 
-# %% ../../nbs/06_methods/03_auxcontrast.ipynb #load-auxcontrast
-def load_auxcontrast(folder: str | Path) -> AuxContrast:
-    """The network of a finished run in `folder`, for evaluation: `embed(image)`, and `decoder.state_dict()` to fine-tune from.
-
-    Raises: `ValueError` that names the file which is absent, damaged, of another method or of another shape.
-    """
-    facts = read_json(Path(folder) / "method.json")
-    if facts.get("method") != "auxcontrast":
-        raise ValueError(f"{Path(folder) / 'method.json'} is of method {facts.get('method')!r}; needs one that auxcontrast wrote")
-    model = AuxContrast(load_encoder(folder), bank=0, **{k: facts[k] for k in ("decoder", "channels", "atrous_rates", "out", "middle")})
-    path, own = Path(folder) / "method.safetensors", model.export()[0]
-    parts = read_weights(path)
-    wrong = [k for k in sorted(own.keys() | parts.keys()) if k not in own or k not in parts or own[k].shape != parts[k].shape]
-    if wrong:
-        raise ValueError(f"{path} does not fit its method.json: {len(wrong)} entries differ, such as {wrong[0]!r}")
-    model.network.load_state_dict(parts, strict=False)
-    return model.eval()
-
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #01ad535b
-METHODS: dict[str, dict] = {"auxcontrast": {}}
+METHODS: dict[str, tuple[type[Method], dict]] = {"auxcontrast": (AuxContrast, {})}

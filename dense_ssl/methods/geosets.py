@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'GeoNetwork', 'view_loss', 'geo_loss', 'depth_loss', 'Sets', 'cell_sets', 'sets_loss', 'common_sets',
-           'crop_matches', 'GeoViews', 'GeoSets', 'load_geosets']
+           'crop_matches', 'GeoViews', 'GeoSets']
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #d20b7c64
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
-from ..core import read_json
 from ..data.loading import PairViews
 from ..data.views import Sample, View
 from ..geometry.depth import resize_depth
-from ..models.encoders import Encoder, load_encoder, read_weights
+from .method import Method
+from ..models.encoders import Encoder
 from ..models.heads import Counter, collapse_signals
 from ..models.point_unet import PointUNet, check_voxels
 from ..models.semantic_fpn import sample_features
@@ -30,7 +29,7 @@ from ..objectives.set_infonce import pixel_infonce, set_infonce
 from ..positives.geometric_sets import Cloud, Matches, PosedViews
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #geonetwork
-class GeoNetwork(nn.Module):
+class GeoNetwork(Method):
     """A U-Net with linear layers on its map: `heads` from "pixel" and "point", of `out` channels, and "depth", log metres.
 
     channels: of the U-Net's blocks. Raises: `ValueError` for an unknown head, and as `UNet` does.
@@ -65,6 +64,11 @@ class GeoNetwork(nn.Module):
         if "depth" not in self.heads:
             raise ValueError("this network has no depth head; it was trained with depth_weight 0")
         return self.heads["depth"](self.unet(image))[:, 0].float().exp()
+
+    def export(self) -> tuple[dict[str, Tensor], dict[str, object]]:
+        """Decoder and heads, and the numbers that they are built with."""
+        parts = {name: value for name, value in self.state_dict().items() if not name.startswith("unet.encoder.")}
+        return parts, {"method": "geosets", **self.facts}
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #view-loss
 def _at(maps: Tensor, image: Tensor, pixel: Tensor, size: tuple[int, int]) -> Tensor:
@@ -212,7 +216,7 @@ class GeoViews:
         return replace(first, regions=None), replace(second, regions=None), matches, cloud, sets
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #geosets
-class GeoSets(nn.Module):
+class GeoSets(Method):
     """View, Geo and depth prediction (Pri3D), then set-InfoNCE alone (geometric-set paper Eq. 1-3, Sec. 3.3).
 
     view, geo: pixel to pixel, pixel to point. depth_weight: of depth prediction. stage_one: share of the steps with these; then come the losses
@@ -317,9 +321,13 @@ class GeoSets(nn.Module):
         return GeoViews(frames, sets="sets" in used)
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, object]]:
-        """What stands beside the encoder: decoder and heads, and the numbers that `load_geosets` builds them with. The 3D network is not kept."""
-        parts = {name: value for name, value in self.network.state_dict().items() if not name.startswith("unet.encoder.")}
-        return parts, {"method": "geosets", **self.network.facts}
+        """What `GeoNetwork` exports. The 3D network is not kept."""
+        return self.network.export()
+
+    @classmethod
+    def restore(cls, encoder: Encoder, facts: dict[str, Any]) -> GeoNetwork:
+        """The network of a finished run: `embed(image)`, `depth(image)`, and `decoder` to fine-tune from."""
+        return GeoNetwork(encoder, facts["channels"], facts["out"], facts["heads"])
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #of-all
 def _of_all(loss: Tensor, count: Tensor | int, negatives: str) -> Tensor:
@@ -346,28 +354,9 @@ def _watched(pairs: int, counts: dict[str, Tensor | int], matches: Matches | Non
         watched |= {name: value.float().mean().item() for name, value in shares.items()}
     return watched
 
-# %% ../../nbs/06_methods/04_geosets.ipynb #load-geosets
-def load_geosets(folder: str | Path) -> GeoNetwork:
-    """The network of a finished run in `folder`, for evaluation: `embed(image)`, `depth(image)`, and `decoder` to fine-tune from.
-
-    Raises: `ValueError` that names the file which is absent, damaged, of another method or of another shape.
-    """
-    facts = read_json(Path(folder) / "method.json")
-    if facts.get("method") != "geosets":
-        raise ValueError(f"{Path(folder) / 'method.json'} is of method {facts.get('method')!r}; needs one that geosets, pri3d or "
-                         "depth_prediction wrote")
-    model = GeoNetwork(load_encoder(folder), facts["channels"], facts["out"], facts["heads"])
-    own = {k: v for k, v in model.state_dict().items() if not k.startswith("unet.encoder.")}
-    parts = read_weights(path := Path(folder) / "method.safetensors")
-    wrong = [k for k in sorted(own.keys() | parts.keys()) if k not in own or k not in parts or own[k].shape != parts[k].shape]
-    if wrong:
-        raise ValueError(f"{path} does not fit its method.json: {len(wrong)} entries differ, such as {wrong[0]!r}")
-    model.load_state_dict(parts, strict=False)
-    return model.eval()
-
-
-METHODS: dict[str, dict] = {
-    "pri3d": {"stage_one": 1.0},
-    "geosets": {},
-    "depth_prediction": {"view": False, "geo": False, "depth_weight": 1.0, "stage_one": 1.0},
+# %% ../../nbs/06_methods/04_geosets.ipynb #by-name
+METHODS: dict[str, tuple[type[Method], dict]] = {
+    "pri3d": (GeoSets, {"stage_one": 1.0}),
+    "geosets": (GeoSets, {}),
+    "depth_prediction": (GeoSets, {"view": False, "geo": False, "depth_weight": 1.0, "stage_one": 1.0}),
 }

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.views import View
+from .method import Method
 from ..models.encoders import Encoder
 from ..models.heads import PixelProjector, collapse_signals, momentum_at, momentum_copy, momentum_update
 from ..objectives.pixel_consistency import pixel_consistency, propagate
@@ -19,7 +20,7 @@ from ..objectives.pixel_contrast import channel_groups, multi_threshold_contrast
 from ..positives.masks import check_thresholds, pixdepth_masks
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #pixdepth-2
-class PixDepth(nn.Module):
+class PixDepth(Method):
     """Pixel-level pre-training with positives near in the image and in depth (PixDepth Eq. 1-6); PixPro without depth.
 
     objective: "contrast" (Eq. 2, 5, 6) or "consistency" (PixPro). distance_thresholds: T_k in `unit` ("bin", "image", "max").
@@ -77,8 +78,8 @@ def mask_signals(masks: list[Tensor], one: View, two: View) -> dict[str, float]:
     return signals
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #bf342f7a
-METHODS: dict[str, dict] = {
-    "pixcontrast": {"objective": "contrast", "distance_thresholds": (0.7,), "depth_thresholds": None},
-    "pixpro": {"objective": "consistency", "distance_thresholds": (0.7,), "depth_thresholds": None},
-    "pixdepth": {"objective": "contrast", "distance_thresholds": (0.3, 0.5, 0.7), "depth_thresholds": (0.3, 0.5, 0.7)},
+METHODS: dict[str, tuple[type[Method], dict]] = {
+    "pixcontrast": (PixDepth, {"distance_thresholds": (0.7,), "depth_thresholds": None}),
+    "pixpro": (PixDepth, {"objective": "consistency", "distance_thresholds": (0.7,), "depth_thresholds": None}),
+    "pixdepth": (PixDepth, {}),
 }

@@ -25,10 +25,11 @@ from tqdm import tqdm
 from ..core import atomic_path, environment, write_json
 from ..data.catalog import open_data
 from ..data.device_views import on_device
-from ..data.loading import Batch, PairViews, Samples, StepBatches, step_loader
+from ..data.loading import Batch, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
 from ..methods.catalog import build_method
-from ..models.encoders import Encoder, build_encoder, read_weights, save_encoder, save_parts
+from ..methods.method import Method, save_method
+from ..models.encoders import Encoder, build_encoder, read_weights, save_encoder
 from ..models.sync_batchnorm import sync_batchnorm
 from .configuration import Launch, Pretrain
 
@@ -214,8 +215,8 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
         summary |= _train(config, folder, launch, fabric, dataset, method, steps, rate, skipped)
     if fabric.is_global_zero:
         save_encoder(encoder, folder, method=config.method, data=config.data.name, seed=config.seed, steps=steps)
-        if hasattr(method, "export"):
-            save_parts(folder, *method.export())
+        if method is not None:
+            save_method(method, folder)
         write_json(folder / "done.json", {**summary, "skipped": len(set(skipped)), "skipped_messages": sorted(set(skipped))[:20],
                                           "seconds": round(time.perf_counter() - began, 1), "world_size": fabric.world_size,
                                           "device": _device_name(fabric), "precision": resolved_precision(config, fabric.device.type), "env": environment()})
@@ -247,7 +248,7 @@ class _Clock:
         return {"step_seconds": round(took / max(1, len(waits)), 4), "data_wait_share": round(sum(waits) / max(took, 1e-9), 4)}
 
 # %% ../../nbs/07_training/01_loop.ipynb #check-needs
-def _check_needs(config: Pretrain, method: nn.Module, samples: Samples) -> None:
+def _check_needs(config: Pretrain, method: Method, samples: Samples) -> None:
     "Say before the first step that the data lacks a map which the method cannot do without."
     sample = samples[0, 0][0]
     for need in method.needs:
@@ -256,9 +257,9 @@ def _check_needs(config: Pretrain, method: nn.Module, samples: Samples) -> None:
                              f'for a folder, add {{"{need}": PATH}} to the data options')
 
 
-def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: nn.Module, start: int, steps: int) -> Iterator[Batch]:
+def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: Method, start: int, steps: int) -> Iterator[Batch]:
     "The batches of this process from step `start` to `steps`, made the way the method wants them."
-    make = getattr(method, "inputs", PairViews)(config.crop, config.scale)
+    make = method.inputs(config.crop, config.scale)
     make = on_device(make, config.method) if config.views == "device" else make
     samples = Samples(dataset, make.smallest, config.seed, config.strict)
     _check_needs(config, method, samples)
@@ -267,7 +268,7 @@ def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: n
     return iter(step_loader(samples, make, batches, launch.workers, pin_memory=fabric.device.type == "cuda"))
 
 # %% ../../nbs/07_training/01_loop.ipynb #train
-def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, dataset, method: nn.Module, steps: int, rate: Callable[[int], float],
+def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, dataset, method: Method, steps: int, rate: Callable[[int], float],
            skipped: list[str]) -> dict:
     "The loop of `pretrain`; the numbers for done.json."
     bare, raw = prepare(method, config, launch, fabric)
