@@ -8,6 +8,8 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 settings = config["DEFAULT"]
+extras = {key.removesuffix("_requirements"): value.split() for key, value in settings.items() if key.endswith("_requirements")}
+extras["dev"] = list(dict.fromkeys(requirement for extra in extras.values() for requirement in extra))
 
 setup(
     name=settings["lib_name"],
@@ -22,8 +24,6 @@ setup(
     packages=find_packages(include=["dense_ssl", "dense_ssl.*"]),
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
-    extras_require={
-        extra: settings[f"{extra}_requirements"].split() for extra in ("monocular", "regions", "clustering", "detection", "surfaces", "dev")
-    },
+    extras_require=extras,
     entry_points={"nbdev": [f"{settings['lib_name']}={settings['lib_path']}._modidx:d"]},
 )

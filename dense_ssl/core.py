@@ -14,6 +14,7 @@ import importlib.util
 import json
 import os
 import platform
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -154,9 +155,11 @@ def params_hash(params: dict, *modules: str) -> str:
 # %% ../nbs/00_core.ipynb #environment
 @cache
 def environment() -> dict[str, Any]:
-    """Versions, machine and commit, for `env.json`. The commit ends in `+` when the working tree differs from it."""
+    """Versions, machine and commit, for `env.json`. The commit ends in `+` when the working tree differs from it; without git it is empty."""
 
     def git(*words: str) -> str:
+        if shutil.which("git") is None:  # a machine that only has the package
+            return ""
         out = subprocess.run(["git", *words], cwd=repo_root(), capture_output=True, text=True)
         return out.stdout.strip() if out.returncode == 0 else ""
 

@@ -7,11 +7,13 @@ __all__ = ['distance_mask', 'distance_scale', 'depth_mask', 'check_thresholds', 
 
 # %% ../../nbs/03_positives/00_masks.ipynb #2c6984ed
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..data.views import View
+if TYPE_CHECKING:  # masks need a view's tensors only; its module loads torchvision
+    from dense_ssl.data.views import View
 
 # %% ../../nbs/03_positives/00_masks.ipynb #distance-mask
 def distance_mask(xy1: Tensor, xy2: Tensor, threshold: float, scale: float | Tensor = 1.0) -> Tensor:
@@ -36,7 +38,7 @@ def _check(threshold: float, most: float = float("inf")) -> float:
     return threshold
 
 # %% ../../nbs/03_positives/00_masks.ipynb #distance-scale
-def distance_scale(view1: View, view2: View, unit: str = "bin") -> Tensor:
+def distance_scale(view1: "View", view2: "View", unit: str = "bin") -> Tensor:
     """The distance, in source pixels, that counts as 1 for each pair of views: (B,).
 
     view1, view2: batched views whose maps are at feature resolution (`view.at(size)`). unit: "bin", "image" or "max".
@@ -80,7 +82,7 @@ def check_thresholds(distance_thresholds: Sequence[float], depth_thresholds: Seq
                          "give as many of one as of the other (repeat a single value)")
 
 # %% ../../nbs/03_positives/00_masks.ipynb #pixdepth-masks
-def pixdepth_masks(view1: View, view2: View, distance_thresholds: Sequence[float],
+def pixdepth_masks(view1: "View", view2: "View", distance_thresholds: Sequence[float],
                    depth_thresholds: Sequence[float] | None = None, unit: str = "bin") -> list[Tensor]:
     """One mask bool (B, N1, N2) for each threshold pair (T_k, T'_k) (PixDepth Eq. 4 and Sec. 3.2).
 

@@ -19,7 +19,6 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from ..core import atomic_path, environment, write_json
@@ -94,14 +93,24 @@ def load_checkpoint(folder: Path, method: nn.Module, optimizer: Optimizer) -> in
 
 # %% ../../nbs/07_training/01_loop.ipynb #log
 class Log:
-    """`metrics.jsonl` and TensorBoard, both going on at `step` and without lines from beyond it. One process writes."""
+    """`metrics.jsonl` and TensorBoard, both going on at `step` and without lines from beyond it. One process writes.
+
+    Raises: `ValueError` when `tensorboard` is asked for and not installed.
+    """
 
     def __init__(self, folder: Path, step: int, tensorboard: bool = True):
         self.path = folder / "metrics.jsonl"
         kept = [line for line in self.read(self.path) if line["step"] < step]
         with atomic_path(self.path) as path:
             path.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step) if tensorboard else None
+        self.board = None
+        if tensorboard:
+            try:
+                from torch.utils.tensorboard import SummaryWriter  # of an extra, and slow to import
+            except ModuleNotFoundError:
+                raise ValueError("TensorBoard's files need tensorboard, which is not installed; pip install "
+                                 "dense_ssl[experiments], or launch with tensorboard=False") from None
+            self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=step)
 
     @staticmethod
     def read(path: str | Path) -> list[dict]:
