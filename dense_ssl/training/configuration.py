@@ -107,7 +107,7 @@ class Launch(_Strict):
     compile: bool = False
     log_every: int = Field(10, ge=1)
     checkpoint_seconds: float = Field(120, ge=0)
-    tensorboard: bool = True
+    tensorboard: bool = False
     progress: bool = True
 
     @model_validator(mode="after")
