@@ -98,53 +98,55 @@ def read_json(path: str | Path) -> Any:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 # %% ../nbs/00_core.ipynb #sources
-def _sources(module: str, found: dict[str, ast.Module]) -> dict[str, ast.Module]:
-    "The syntax trees of `module` and of every module of the same package that it imports, directly or not."
-    spec = importlib.util.find_spec(module)
-    if module in found or spec is None or not spec.origin:
-        return found
-    found[module] = tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-    package = module.split(".")[0]
-    for node in ast.walk(tree):
-        names = []
-        if isinstance(node, ast.ImportFrom):
-            parent = module if Path(spec.origin).name == "__init__.py" else module.rpartition(".")[0]
-            base = importlib.util.resolve_name("." * node.level + (node.module or ""), parent) if node.level else node.module
-            names = [base, *(f"{base}.{a.name}" for a in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [a.name for a in node.names]
-        for name in names:
-            if name.split(".")[0] == package and (name == package or _exists(name)):
-                _sources(name, found)
-    return found
-
-
 def _exists(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
     except ModuleNotFoundError:  # `package.module.function`: the parent is a module, not a package
         return False
 
-# %% ../nbs/00_core.ipynb #code-version
+
+def _imported(module: str, tree: ast.Module, is_package: bool) -> list[str]:
+    "The modules of its own package that a module imports, wherever in its code."
+    names, package = [], module.split(".")[0]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            parent = module if is_package else module.rpartition(".")[0]
+            relative = "." * node.level + (node.module or "")
+            base = importlib.util.resolve_name(relative, parent) if node.level else node.module
+            names += [base, *(f"{base}.{a.name}" for a in node.names)]
+        elif isinstance(node, ast.Import):
+            names += [a.name for a in node.names]
+    return sorted({name for name in names if name.split(".")[0] == package and _exists(name)})
+
+# %% ../nbs/00_core.ipynb #source
 @cache
+def _source(module: str) -> tuple[str, list[str]] | None:
+    "Twelve digits of a module's code and what it imports from its package; None for a module without a file."
+    spec = importlib.util.find_spec(module)
+    if spec is None or not spec.origin:
+        return None
+    tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    imported = _imported(module, tree, Path(spec.origin).name == "__init__.py")
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        first = body[0] if isinstance(body, list) and body else None
+        if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+            body.pop(0)
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12], imported
+
+# %% ../nbs/00_core.ipynb #code-version
 def code_versions(*modules: str) -> dict[str, str]:
     """Every source of `modules`, the modules of the same package that they import included: twelve digits of its code.
 
-    The digits change when the code does. Comments, docstrings and formatting do not count, nor does a module that is imported by a name in a
-    string, such as a method or a dataset of a catalog: who uses it names it here.
+    The digits change when the code does. Comments, docstrings and formatting do not count, nor does a module that is
+    imported by a name in a string, such as a method or a dataset of a catalog: who uses it names it here.
     """
-    found: dict[str, ast.Module] = {}
-    for module in modules:
-        _sources(module, found)
-    return {name: _digits(tree) for name, tree in sorted(found.items())}
-
-
-def _digits(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list) and body and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-            body.pop(0)
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()[:12]
+    found, waiting = {}, list(modules)
+    while waiting:
+        if (module := waiting.pop()) not in found and (source := _source(module)):
+            found[module] = source[0]
+            waiting += source[1]
+    return dict(sorted(found.items()))
 
 # %% ../nbs/00_core.ipynb #params-hash
 def params_hash(params: dict, *modules: str) -> str:

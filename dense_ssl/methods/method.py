@@ -60,7 +60,11 @@ def restore_method(folder: str | Path, find: Callable[[str], type[Method]]) -> M
     Raises: `ValueError` that names the file which is absent, damaged, or does not fit.
     """
     facts, path = read_json(Path(folder) / "method.json"), Path(folder) / "method.safetensors"
-    model = find(facts.pop("method", None)).restore(load_encoder(folder), facts)
+    cls = find(facts.pop("method", None))
+    try:
+        model = cls.restore(load_encoder(folder), facts)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{Path(folder) / 'method.json'} does not say what {cls.__name__} is built with: {error}") from None
     own, parts = model.export()[0], read_weights(path)
     wrong = [k for k in sorted(own.keys() | parts.keys())
              if k not in own or k not in parts or own[k].shape != parts[k].shape]
