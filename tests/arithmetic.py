@@ -1,6 +1,7 @@
 """Do the notebooks and tests that compute hold on another machine?
 
-    python tests/arithmetic.py                    all of it; the result goes to tests/arithmetic.json
+    python tests/arithmetic.py                    what is missing in tests/arithmetic.json, or of other code: there the result goes
+    python tests/arithmetic.py --all              all of it again
     python tests/arithmetic.py --handful          what CI runs: a few, plain and with shifted inputs; nothing is written
     python tests/arithmetic.py --only 04_regions --under plain ulp
 
@@ -14,8 +15,11 @@ shifted by `tests/arithmetic/sitecustomize.py`.
 """
 
 import argparse
+import hashlib
 import json
 import os
+import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -28,6 +32,8 @@ from pathlib import Path
 from asserts import MOST
 from notebooks import PYTHON, ROOT, environment
 from numpy._core._multiarray_umath import __cpu_dispatch__, __cpu_features__
+
+from dense_ssl.core import code_versions
 
 # All that rounding can touch: groupings, clusters, sorts, argmaxes, thresholds; two processes against one.
 COMPUTE = {
@@ -50,6 +56,7 @@ TRAIN = {
     "nbs/07_training": "01_loop",
     "nbs/08_evaluation": "04_clustering 05_detection",
 }
+KEPT = ROOT / "tests" / "arithmetic.json"
 HANDFUL = ("04_regions", "04_geosets", "01_loop", "00_pixdepth")
 
 found = [name for name in __cpu_dispatch__ if __cpu_features__.get(name)]
@@ -134,24 +141,53 @@ def spreads(by_name: dict[str, list[dict]]) -> list[dict]:
 
 
 def report(results: list[tuple[str, str, list[dict], str, float]]) -> dict:
-    "All that is kept: what failed and the spreads."
-    seen: dict[str, dict[str, list[dict]]] = defaultdict(dict)
+    "All that is kept of one notebook or test: what failed and the spreads."
     failures: dict[str, list[str]] = defaultdict(list)
     for path, name, lines, words, _ in results:
-        seen[path][name] = lines
         for line in lines:
             if "failed" in line:
                 failures[f"{line['where']} {line['source']}"].append(f"{name}: {line['failed']}")
         if words:
             failures[path].append(f"{name}: {words}")
-    rows = [row for by_name in seen.values() for row in spreads(by_name)]
+    rows = spreads({name: lines for _, name, lines, *_ in results})
     return {
-        "under": {k: UNDER[k] for k in dict.fromkeys(r[1] for r in results)},
-        "ran": sorted(seen),
+        "machine": machine(),
+        "under": [name for _, name, *_ in results],
+        "seconds": round(sum(seconds for *_, seconds in results)),
         "failures": dict(failures),
         "thin": [row for row in rows if row["ratio"] < 3],
         "numbers": [row for row in rows if row["ratio"] >= 3],
     }
+
+
+def machine() -> str:
+    "The processor's name."
+    words = Path("/proc/cpuinfo").read_text().split("\n") if Path("/proc/cpuinfo").exists() else []
+    return next((w.partition(":")[2].strip() for w in words if w.startswith("model name")), platform.processor())
+
+
+def digest(path: str) -> str:
+    "Twelve digits of the code of a notebook or test and of all that it imports from the package."
+    text = (ROOT / path.partition("::")[0]).read_text()
+    if path.endswith(".ipynb"):
+        cells = json.loads(text)["cells"]
+        text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+    named = re.findall(r"dense_ssl(?:\.\w+)+", text) + [f"dense_ssl.{m}" for m in re.findall(r"default_exp (\S+)", text)]
+    used = code_versions(*(name for name in sorted(set(named)) if (ROOT / f"{name.replace('.', '/')}.py").is_file()))
+    return hashlib.sha256(f"{text}{json.dumps(used)}".encode()).hexdigest()[:12]
+
+
+def said(results: dict[str, dict], every: bool) -> int:
+    "Print what failed and what is thin, with `every` also what has room; how many are bad."
+    for entry in results.values():
+        for where, names in entry["failures"].items():
+            print(f"FAILED {where}", *names, sep="\n       ")
+    for kind, word in (("thin", "THIN  "), *([("numbers", "room  ")] if every else [])):
+        for row in (row for entry in results.values() for row in entry[kind]):
+            print(f"{word} {row['where']} {row['compares']}: margin {row['margin']}, spread {row['spread']}")
+    counts = {kind: sum(len(e[kind]) for e in results.values()) for kind in ("failures", "thin", "numbers")}
+    print("{failures} failures, {thin} thin margins, {numbers} numbers with room".format(**counts))
+    return counts["failures"] + counts["thin"]
 
 
 def listed(folders: dict[str, str]) -> list[str]:
@@ -162,34 +198,37 @@ def listed(folders: dict[str, str]) -> list[str]:
     ]
 
 
-if __name__ == "__main__":
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--handful", action="store_true", help="what CI runs")
     parser.add_argument(
         "--only", nargs="*", default=[], metavar="WORD", help="of the listed ones those with a word in their path"
     )
     parser.add_argument("--under", nargs="*", choices=UNDER, help="which arithmetics; default: all")
+    parser.add_argument("--all", action="store_true", help="also what was found with the same code before")
     parser.add_argument("--lanes", type=int, default=2)
     a = parser.parse_args()
     only, under = (list(HANDFUL), ["plain", "ulp"]) if a.handful else (a.only, a.under or list(UNDER))
-    began, trained = time.monotonic(), listed(TRAIN)
+    began, trained, keeps = time.monotonic(), listed(TRAIN), not (a.handful or a.under)
     paths = [p for p in trained + listed(COMPUTE) if not only or any(word in p for word in only)]
+    kept = json.loads(KEPT.read_text()) if keeps and KEPT.exists() else {}
+    there = {p: kept[p] for p in paths if p in kept and kept[p]["code"] == digest(p) and not a.all}
+    waiting = [p for p in paths if p not in there]
+    print(f"{len(paths)} notebooks and tests, {len(there)} of this code there already", flush=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(a.lanes) as pool:
-        tasks = [(p, u) for p in paths for u in under if p in trained or not u.startswith("seed")]
-        result = report(list(pool.map(lambda task: run(*task, Path(folder)), tasks)))
-    for where, names in result["failures"].items():
-        print(f"FAILED {where}", *names, sep="\n       ")
-    for row in result["thin"]:
-        print(f"THIN   {row['where']} {row['compares']}: margin {row['margin']}, spread {row['spread']}")
-    if a.only:
-        for row in result["numbers"]:
-            print(f"room   {row['where']} {row['compares']}: margin {row['margin']}, spread {row['spread']}")
-    if not (a.handful or a.only or a.under):
-        (ROOT / "tests" / "arithmetic.json").write_text(json.dumps(result, indent=0) + "\n")
-    bad = len(result["failures"]) + len(result["thin"])
-    print(
-        f"{len(paths)} notebooks and tests under {len(under)} arithmetics: {len(result['failures'])} failures, "
-        f"{len(result['thin'])} thin margins, "
-        f"{len(result['numbers'])} numbers with room, {time.monotonic() - began:.0f} s"
-    )
-    sys.exit(bool(bad))
+        tasks = {
+            path: [pool.submit(run, path, u, Path(folder)) for u in under if path in trained or not u.startswith("seed")]
+            for path in waiting
+        }
+        for path, futures in tasks.items():
+            there[path] = {"code": digest(path), **report([f.result() for f in futures])}
+            if keeps:  # as soon as it is known: a run of an hour may be interrupted
+                kept = {k: v for k, v in kept.items() if k in trained + listed(COMPUTE)} | {path: there[path]}
+                KEPT.write_text(json.dumps(dict(sorted(kept.items())), indent=0) + "\n")
+    bad = said(there, bool(a.only))
+    print(f"{len(waiting)} of {len(paths)} run under {len(under)} arithmetics in {time.monotonic() - began:.0f} s")
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
