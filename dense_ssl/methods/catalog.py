@@ -21,6 +21,7 @@ METHODS = {  # name: the module of this room whose METHODS has its class and its
     "pixcontrast": "pixdepth",
     "pixpro": "pixdepth",
     "pixdepth": "pixdepth",
+    "grid": "grid",
     "cpcdr": "cpcdr",
     "auxcontrast": "auxcontrast",
     "pri3d": "geosets",
