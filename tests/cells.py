@@ -60,6 +60,15 @@ def run(path: Path) -> str:
     return ""
 
 
+def run_apart(path: Path, out: Path, err: Path, env: dict[str, str]) -> None:
+    "The same as the command above, in a process that was forked: what it says goes to the files `out` and `err`."
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(env)
+    sys.path.insert(0, str(ROOT))
+    sys.exit(run(path) or None)
+
+
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     if words := run(Path(sys.argv[1]).resolve()):
