@@ -4,6 +4,7 @@
 """
 
 import linecache
+import multiprocessing
 import os
 import sys
 import traceback
@@ -65,6 +66,7 @@ def run_apart(path: Path, out: Path, err: Path, env: dict[str, str]) -> None:
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # what a notebook starts, it starts as on its own
     sys.path.insert(0, str(ROOT))
     sys.exit(run(path) or None)
 

@@ -21,10 +21,17 @@ from cells import run_apart
 PYTHON, ROOT = Path(sys.executable), Path(__file__).parents[1]
 SLOWEST = (
     "nbs/10_experiments/00_registry.ipynb",
+    "tests/test_gpu_rehearsal.py",
     "tests/test_training.py",
     "tests/test_explorer.py",
     "nbs/10_experiments/13_reproduce.ipynb",
     "nbs/06_methods/02_baselines.ipynb",
+    "tests/test_geosets.py",
+    "tests/test_cpcdr.py",
+    "nbs/06_methods/03_auxcontrast.ipynb",
+    "nbs/07_training/01_loop.ipynb",
+    "tests/test_data.py",
+    "tests/test_evaluation.py",
 )  # these are started first, so that nothing long is left over at the end
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
