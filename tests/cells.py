@@ -4,6 +4,7 @@
 """
 
 import linecache
+import multiprocessing
 import os
 import sys
 import traceback
@@ -58,6 +59,16 @@ def run(path: Path) -> str:
                 where = f"{name}, cell {cell.idx_ + 1} ({cell.id}), line {line}"
                 return f"{where}: {text}  [{type(error).__name__}{': ' * bool(said)}{said}]"
     return ""
+
+
+def run_apart(path: Path, out: Path, err: Path, env: dict[str, str]) -> None:
+    "The same as the command above, in a process that was forked: what it says goes to the files `out` and `err`."
+    for number, file in ((1, out), (2, err)):
+        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
+    os.environ.update(env)
+    multiprocessing.set_start_method(None, force=True)  # what a notebook starts, it starts as on its own
+    sys.path.insert(0, str(ROOT))
+    sys.exit(run(path) or None)
 
 
 if __name__ == "__main__":

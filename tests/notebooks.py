@@ -1,10 +1,13 @@
 """Notebooks under nbs/, all or those named, each in a process of its own, two at a time; what failed is listed last.
 
 python tests/notebooks.py [nbs/01_geometry/04_regions.ipynb ...]
+
+Importing torch and what else nearly every notebook needs takes longer than most of them do. So one process imports it,
+and the processes of the notebooks are forked from that one. Nothing of dense_ssl is imported before the fork.
 """
 
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -13,13 +16,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from cells import run_apart
+
 PYTHON, ROOT = Path(sys.executable), Path(__file__).parents[1]
 SLOWEST = (
     "nbs/10_experiments/00_registry.ipynb",
+    "tests/test_gpu_rehearsal.py",
     "tests/test_training.py",
     "tests/test_explorer.py",
     "nbs/10_experiments/13_reproduce.ipynb",
+    "tests/test_geosets.py",
+    "tests/test_cpcdr.py",
+    "nbs/06_methods/03_auxcontrast.ipynb",
+    "nbs/07_training/01_loop.ipynb",
+    "tests/test_data.py",
+    "tests/test_evaluation.py",
 )  # these are started first, so that nothing long is left over at the end
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["torch", "torchvision.transforms.v2.functional", "lightning_fabric", "segmentation_models_pytorch", "numba"]
+    + ["scipy.ndimage", "scipy.stats", "sklearn.metrics", "matplotlib.pyplot", "matplotlib_inline.backend_inline"]
+    + ["hypothesis", "pytest", "pydantic", "ipywidgets", "execnb.shell", "nbdev.process"]
+)
 
 
 class Outcome(NamedTuple):
@@ -48,14 +66,17 @@ def notebooks() -> list[Path]:
 
 def notebook(path: Path, env: dict[str, str]) -> Outcome:
     "One notebook, by `tests/cells.py`."
-    name, began = str(path.relative_to(ROOT)), time.monotonic()
-    run = subprocess.run([PYTHON, ROOT / "tests" / "cells.py", path], cwd=ROOT, capture_output=True, text=True, env=env)
-    failed = []
-    if run.returncode:
-        last = (run.stderr.strip() or run.stdout.strip()).split("\n")[-1]
-        where = last if last.startswith(name) else f"{name}: ended with {run.returncode}: {last}"
+    name, began, failed = str(path.relative_to(ROOT)), time.monotonic(), []
+    with tempfile.TemporaryDirectory() as folder:
+        files = Path(folder, "out"), Path(folder, "err")
+        run = FORKS.Process(target=run_apart, args=(path, *files, env))
+        run.start(), run.join()
+        out, err = (file.read_text() if file.exists() else "" for file in files)
+    if run.exitcode:
+        last = (err.strip() or out.strip()).split("\n")[-1]
+        where = last if last.startswith(name) else f"{name}: ended with {run.exitcode}: {last}"
         failed = [(where, f"{os.path.relpath(PYTHON, ROOT)} tests/notebooks.py {name}")]
-        print(f"-- {name}\n{run.stdout[-4000:]}{run.stderr[-2000:]}", flush=True)
+        print(f"-- {name}\n{out[-4000:]}{err[-2000:]}", flush=True)
     return Outcome(name, time.monotonic() - began, not failed, failed)
 
 
@@ -63,6 +84,7 @@ def side_by_side(
     paths: list[Path], env: dict[str, str], others: dict[str, Callable[[Path], Outcome]] | None = None, lanes: int = 2
 ) -> list[Outcome]:
     "Run notebooks, and with `others` what has another suffix, `lanes` at a time; a failure stops nothing."
+    os.environ.update(env)  # the process that notebooks are forked from must have it before it imports torch
     names = {path: str(path.relative_to(ROOT)) for path in paths}
     order = sorted(paths, key=lambda p: SLOWEST.index(names[p]) if names[p] in SLOWEST else len(SLOWEST))
     with ThreadPoolExecutor(max(1, min(lanes, os.cpu_count() or 1))) as pool:

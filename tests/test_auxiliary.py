@@ -3,7 +3,7 @@
 import pytest
 import torch
 from PIL import Image
-from test_training import QUICK, finish, gone, losses, same_bits, start, wait_for_step
+from test_training import QUICK, gone, losses, run_here, same_bits, start, wait_for_step
 
 from dense_ssl.data.catalog import open_data
 from dense_ssl.data.prepare import Job, run_job
@@ -40,13 +40,13 @@ def configuration(folder) -> dict:
 def test_killed_run_ends_with_the_same_bits_and_fine_tunes(tmp_path, labelled):
     "Bank, momentum branch and image numbers resume with the encoder; the decoder that is left starts a DeepLabV3."
     config, whole, cut = configuration(labelled), tmp_path / "whole", tmp_path / "cut"
-    finish(whole, config, QUICK)
+    run_here(whole, config, QUICK)
     process = start(cut, config, QUICK | {"workers": 1})
     wait_for_step(cut, 2)
     process.kill()
     process.wait()
     assert gone(cut), "orphans"
-    finish(cut, config, QUICK | {"workers": 1})
+    run_here(cut, config, QUICK | {"workers": 1})
     assert same_bits(whole, cut) and losses(cut) == losses(whole) and len(losses(whole)) == 5
     parts = [read_weights(f / "method.safetensors") for f in (whole, cut)]
     assert parts[0].keys() == parts[1].keys() and all(torch.equal(parts[0][k], parts[1][k]) for k in parts[0])
@@ -61,12 +61,12 @@ def test_labels_are_asked_for_and_have_the_size_of_their_image(tmp_path, labelle
     "A data set without auxiliary labels, and a label map of another size: one sentence."
     config = configuration(labelled)
     bare = config | {"data": {"name": "folder", "root": config["data"]["root"]}}
-    with pytest.raises(AssertionError, match="method auxcontrast needs auxiliary, which dataset folder does not give"):
-        finish(tmp_path / "bare", bare, QUICK)
+    with pytest.raises(ValueError, match="method auxcontrast needs auxiliary, which dataset folder does not give"):
+        run_here(tmp_path / "bare", bare, QUICK)
     other = tmp_path / "labels"
     other.mkdir()
     for i in range(8):
         Image.new("L", (32, 24)).save(other / f"{i}.png")
     options = config["data"]["options"] | {"auxiliary": str(other)}
-    with pytest.raises(AssertionError, match=r"0\.png: is 32 x 24 pixels and its image is 64 x 48; needs the same width and height"):
-        finish(tmp_path / "other", config | {"data": config["data"] | {"options": options}, "strict": True}, QUICK)
+    with pytest.raises(ValueError, match=r"0\.png: is 32 x 24 pixels and its image is 64 x 48; needs the same width and height"):
+        run_here(tmp_path / "other", config | {"data": config["data"] | {"options": options}, "strict": True}, QUICK)

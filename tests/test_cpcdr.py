@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import QUICK, finish, gone, losses, same_bits, start, wait_for_step
+from test_training import QUICK, finish, gone, losses, run_here, same_bits, start, wait_for_step
 
 from dense_ssl.core import read_json
 from dense_ssl.data.catalog import open_data
@@ -19,14 +19,14 @@ SCENES = {"data": {"name": "street", "options": {"count": 8, "size": [64, 128], 
 def test_killed_run_ends_with_the_same_bits(tmp_path):
     "Scenes are a function of seed and step, not of loader workers or interruptions; prototypes and pyramid resume with the encoder."
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    finish(whole, SCENES, QUICK)
+    run_here(whole, SCENES, QUICK)
     for step in (1, 3):
         process = start(cut, SCENES, QUICK | {"workers": 1})
         wait_for_step(cut, step)
         process.kill()
         process.wait()
         assert gone(cut), "orphans"
-    finish(cut, SCENES, QUICK | {"workers": 1})
+    run_here(cut, SCENES, QUICK | {"workers": 1})
     assert same_bits(whole, cut) and losses(cut) == losses(whole) and len(losses(whole)) == 6
     parts = [read_weights(f / "method.safetensors") for f in (whole, cut)]
     assert parts[0].keys() == parts[1].keys() and all(torch.equal(parts[0][k], parts[1][k]) for k in parts[0])
@@ -40,7 +40,7 @@ def test_two_processes_walk_the_losses_of_one(tmp_path):
     "Codes are balanced over the global batch, groups of images stay within a process: the same losses and weights in float64."
     config = SCENES | {"steps": 4, "precision": "64-true"}
     one, two = tmp_path / "one", tmp_path / "two"
-    finish(one, config, QUICK | {"checkpoint_seconds": 1e9})
+    run_here(one, config, QUICK | {"checkpoint_seconds": 1e9})
     finish(two, config, QUICK | {"checkpoint_seconds": 1e9, "processes": 2})
     difference = max(abs(a - b) for a, b in zip(losses(one), losses(two), strict=True))
     print("largest difference of the losses in float64:", difference)
@@ -53,9 +53,9 @@ def test_two_processes_walk_the_losses_of_one(tmp_path):
 def test_regions_are_asked_for_before_the_first_step(tmp_path):
     "A data set without regions, and a batch that cannot be split into groups: one sentence."
     plain = SCENES | {"data": {"name": "street", "options": {"count": 8, "size": [64, 128]}}}
-    with pytest.raises(AssertionError, match="method cpcdr needs regions, which dataset street does not give"):
-        finish(tmp_path / "plain", plain, QUICK)
-    with pytest.raises(AssertionError, match="a micro-batch of 6 samples cannot be split into groups of 4 images"):
-        finish(tmp_path / "six", SCENES | {"batch_size": 6}, QUICK)
+    with pytest.raises(ValueError, match="method cpcdr needs regions, which dataset street does not give"):
+        run_here(tmp_path / "plain", plain, QUICK)
+    with pytest.raises(ValueError, match="a micro-batch of 6 samples cannot be split into groups of 4 images"):
+        run_here(tmp_path / "six", SCENES | {"batch_size": 6}, QUICK)
     with pytest.raises(ValueError, match="copy_paste.images"):
         parse(Pretrain, SCENES | {"method_options": {"copy_paste": {"images": -1}}})

@@ -10,7 +10,7 @@ import pytest
 import torch
 import trimesh
 from PIL import Image
-from test_training import QUICK, finish, gone, losses, same_bits, start, wait_for_step
+from test_training import QUICK, finish, gone, losses, run_here, same_bits, start, wait_for_step
 
 from dense_ssl.core import is_done, read_json, write_json
 from dense_ssl.data.catalog import open_data
@@ -37,7 +37,7 @@ def posed(tmp_path_factory) -> dict:
 def whole(tmp_path_factory, posed) -> Path:
     "An uninterrupted run."
     folder = tmp_path_factory.mktemp("whole")
-    finish(folder, posed, RARE)
+    run_here(folder, posed, RARE)
     return folder
 
 
@@ -59,7 +59,7 @@ def test_killed_in_both_stages_ends_with_the_same_bits(tmp_path, posed, whole):
     for low, high in ((0, 3), (4, 7)):
         reached = kill_after(tmp_path, posed, QUICK | {"workers": 1}, low)
         assert low <= reached < high and not is_done(tmp_path)
-    finish(tmp_path, posed, QUICK | {"workers": 1})
+    run_here(tmp_path, posed, QUICK | {"workers": 1})
     assert same_bits(whole, tmp_path) and losses(tmp_path) == losses(whole) and len(losses(whole)) == 8
     assert [line["stage"] for line in Log.read(tmp_path / "metrics.jsonl")] == stage
     parts = [read_weights(folder / "method.safetensors") for folder in (whole, tmp_path)]
@@ -81,7 +81,7 @@ def test_the_decoder_that_is_left_is_fine_tuned(tmp_path, whole):
 def test_two_processes_walk_the_losses_of_one(tmp_path, posed):
     "In float64, with negatives of the pair, whose loss does not depend on who else is in the batch: the same path through both stages."
     config, one, two = posed | {"precision": "64-true", "steps": 4}, tmp_path / "one", tmp_path / "two"
-    finish(one, config, RARE)
+    run_here(one, config, RARE)
     finish(two, config, RARE | {"processes": 2})
     difference = max(abs(a - b) for a, b in zip(losses(one), losses(two), strict=True))
     print("largest difference of the losses in float64:", difference)
@@ -102,7 +102,7 @@ def test_sets_of_single_images(tmp_path):
                "proposals": {"kind": "surface", "min_vertices": 10}}
     config = {"data": {"name": "folder", "root": str(tmp_path / "images"), "options": options}, "method": "geosets", "encoder": "resnet18",
               "method_options": OPTIONS | {"posed": False, "geo": False, "stage_one": 0.5}, "crop": 48, "scale": (0.5, 1.0), "batch_size": 3, "steps": 4}
-    finish(tmp_path / "run", config, RARE)
+    run_here(tmp_path / "run", config, RARE)
     log = Log.read(tmp_path / "run" / "metrics.jsonl")
     assert read_json(tmp_path / "run" / "done.json")["steps"] == 4 and [line["stage"] for line in log] == [1, 1, 2, 2]
     assert all(line["matches"] > 5 for line in log[:2]) and all(line["sets"] > 2 and line["loss_sets"] > 0 for line in log[2:])
