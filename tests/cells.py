@@ -7,7 +7,9 @@ import linecache
 import multiprocessing
 import os
 import sys
+import threading
 import traceback
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 from asserts import Asserts, false
@@ -61,8 +63,15 @@ def run(path: Path) -> str:
     return ""
 
 
-def run_apart(path: Path, out: Path, err: Path, env: dict[str, str]) -> None:
+def end_with(other: Connection) -> None:
+    "End this process when nobody holds the other end of a pipe any more: whoever asked for it was killed."
+    other.poll(None)
+    os._exit(1)
+
+
+def run_apart(path: Path, out: Path, err: Path, env: dict[str, str], asked: Connection) -> None:
     "The same as the command above, in a process that was forked: what it says goes to the files `out` and `err`."
+    threading.Thread(target=end_with, args=(asked,), daemon=True).start()
     for number, file in ((1, out), (2, err)):
         os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT), number)
     os.environ.update(env)

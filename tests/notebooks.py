@@ -68,9 +68,9 @@ def notebook(path: Path, env: dict[str, str]) -> Outcome:
     "One notebook, by `tests/cells.py`."
     name, began, failed = str(path.relative_to(ROOT)), time.monotonic(), []
     with tempfile.TemporaryDirectory() as folder:
-        files = Path(folder, "out"), Path(folder, "err")
-        run = FORKS.Process(target=run_apart, args=(path, *files, env))
-        run.start(), run.join()
+        files, (asked, held) = (Path(folder, "out"), Path(folder, "err")), FORKS.Pipe(duplex=False)
+        run = FORKS.Process(target=run_apart, args=(path, *files, env, asked))
+        run.start(), asked.close(), run.join(), held.close()
         out, err = (file.read_text() if file.exists() else "" for file in files)
     if run.exitcode:
         last = (err.strip() or out.strip()).split("\n")[-1]
