@@ -10,7 +10,6 @@ __all__ = ['METHODS', 'EmbeddingNetwork', 'shrink_ids', 'draw_pixels', 'take_tur
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 import torchvision
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
@@ -26,6 +25,7 @@ from ..models.heads import collapse_signals, momentum_copy, momentum_update
 from ..models.memory_bank import MemoryBank, draw_labelled
 from ..models.semantic_fpn import sample_features
 from ..objectives.auxiliary_contrast import auxiliary_contrast
+from ..processes import place
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #embeddingnetwork
 class EmbeddingNetwork(nn.Module):
@@ -147,7 +147,7 @@ class AuxContrast(Method):
         views = [v for v in (first, second) if v is not None]
         image, labels = (torch.cat([getattr(v, name) for v in views]) for name in ("image", "auxiliary"))
         superpixels = torch.full_like(labels, -1) if first.regions is None else torch.cat([v.regions for v in views])
-        if self.training and len(image) * _place()[1] < 2:
+        if self.training and len(image) * place()[1] < 2:
             raise ValueError("a micro-batch of 1 image has no batch statistics for the decoder; raise batch_size, lower accumulate, or set views 2")
         frames = self._frames(len(first.image)).repeat(len(views))
         maps = self.network(image)
@@ -170,7 +170,7 @@ class AuxContrast(Method):
 
     def _frames(self, count: int) -> Tensor:
         "Numbers (count,) of this process's images, never used before; all processes have as many images."
-        rank, world = _place()
+        rank, world = place()
         frames = self.seen + rank * count + torch.arange(count, device=self.seen.device)
         if self.training:
             self.seen += world * count
@@ -178,7 +178,7 @@ class AuxContrast(Method):
 
     def _contrast(self, maps: list[Tensor], labels: Tensor, superpixels: Tensor, frames: Tensor, signals: bool) -> tuple[list[Tensor], dict[str, float]]:
         "The loss of each of the maps at the resolution of the label map, on the same pixels."
-        world = _place()[1]
+        world = place()[1]
         wanted = [max(1, n // world) for n in (self.anchors, self.from_batch)]
         position = draw_pixels(labels, sum(wanted))  # labelled ones first, so that turns share them out, however few
         order, cut = take_turns(len(position), *wanted, labels.device)
@@ -224,11 +224,6 @@ class AuxContrast(Method):
         return cls(encoder, bank=0, **facts)
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #place
-def _place() -> tuple[int, int]:
-    "This process's number and how many there are."
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
-
-
 def _without_dropout(module: nn.Module) -> nn.Module:
     "The same module, whose dropout layers do nothing even while it trains."
     for layer in module.modules():

@@ -27,6 +27,7 @@ from ..models.semantic_fpn import sample_features
 from ..models.unet import UNet
 from ..objectives.set_infonce import pixel_infonce, set_infonce
 from ..positives.geometric_sets import Cloud, Matches, PosedViews
+from ..processes import place
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #geonetwork
 class GeoNetwork(Method):
@@ -332,12 +333,12 @@ class GeoSets(Method):
 # %% ../../nbs/06_methods/04_geosets.ipynb #of-all
 def _of_all(loss: Tensor, count: Tensor | int, negatives: str) -> Tensor:
     "A mean over `count` terms, weighted so that the processes' results average to the mean over all terms; global negatives see to that already."
-    if negatives == "global" or not (dist.is_available() and dist.is_initialized()):
+    if negatives == "global" or place()[1] == 1:
         return loss
     own = loss.new_zeros((), dtype=torch.float64) + (count.sum() if isinstance(count, Tensor) else count)
     total = own.clone()
     dist.all_reduce(total)
-    return loss * (own * dist.get_world_size() / total.clamp_min(1)).to(loss.dtype)
+    return loss * (own * place()[1] / total.clamp_min(1)).to(loss.dtype)
 
 
 def _watched(pairs: int, counts: dict[str, Tensor | int], matches: Matches | None, cloud: Cloud | None,

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -26,6 +25,7 @@ from ..objectives.prototypes import prototype_loss, prototype_signals
 from ..objectives.set_infonce import set_infonce
 from ..positives.groups import SOURCES, group_ids, image_ids, pair_masks, same_group, source_of
 from ..positives.masks import check_thresholds
+from ..processes import place
 
 # %% ../../nbs/06_methods/10_grid.ipynb #features
 class Features(NamedTuple):
@@ -54,7 +54,7 @@ def _prototypes(grid: "Grid", f: Features, ids: tuple[Tensor, Tensor]) -> Tensor
 
 # %% ../../nbs/06_methods/10_grid.ipynb #features-ids
 def _auxiliary(grid: "Grid", f: Features, ids: tuple[Tensor, Tensor]) -> Tensor:
-    first = dist.get_rank() * len(ids[0]) if dist.is_available() and dist.is_initialized() else 0
+    first = place()[0] * len(ids[0])
     triples = [_triples(grid, view, i, first) for view, i in zip(f.views, ids, strict=True)]
     (x1, x2), (k1, k2), (t1, t2) = ([x.flatten(0, 1) for x in pair] for pair in (f.rows, f.keys, triples))
     one, two = (auxiliary_contrast(x, k, t, other, grid.weights, grid.temperature, gather=True, equal=True)

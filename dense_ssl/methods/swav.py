@@ -7,7 +7,6 @@ __all__ = ['METHODS', 'swap_loss', 'SwAV']
 
 # %% ../../nbs/06_methods/07_swav.ipynb #imports
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -17,6 +16,7 @@ from ..models.encoders import Encoder
 from ..models.heads import Counter, PixelProjector, collapse_signals
 from ..models.row_queue import RowQueue
 from ..objectives.prototypes import prototype_signals, sinkhorn
+from ..processes import place
 
 # %% ../../nbs/06_methods/07_swav.ipynb #swap-loss
 def swap_loss(z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3,
@@ -55,7 +55,7 @@ class SwAV(Method):
         "This process's share of the queues, once they are full."
         if self.queues is None or len(self.queues[0].filled()) < len(self.queues[0].rows):
             return None
-        rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+        rank, world = place()
         return tuple(q.rows[rank::world] for q in self.queues)
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, float]]:

@@ -11,9 +11,10 @@ from functools import cache
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+
+from ..processes import place
 
 # %% ../../nbs/05_models/07_point_unet.ipynb #voxel-keys
 _REACH = 1 << 15
@@ -196,7 +197,7 @@ class VoxelNorm(nn.BatchNorm1d):
     """`BatchNorm1d` of (V, C) over the voxels of all processes, for any V, 0 included."""
 
     def forward(self, x: Tensor) -> Tensor:
-        several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+        several = place()[1] > 1
         if not self.training or (len(x) > 1 and not several):
             return super().forward(x)
         add: Callable[[Tensor], Tensor] = all_reduce if several else lambda x: x

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .heads import Counter
+from ..processes import place
 
 # %% ../../nbs/05_models/08_row_queue.ipynb #gather-rows
 def gather_rows(rows: Tensor) -> Tensor:
     """The rows (N, C) of all processes, in order of rank: (world x N, C). Every process must give as many."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+    if (processes := place()[1]) == 1:
         return rows
-    parts = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+    parts = [torch.empty_like(rows) for _ in range(processes)]
     dist.all_gather(parts, rows.contiguous())
     return torch.cat(parts)
 

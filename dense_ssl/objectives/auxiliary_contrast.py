@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..processes import place
+
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #pair-weights
 def pair_weights(anchor_ids: Tensor, candidate_ids: Tensor, weights: tuple[float, float, float] = (10, 4, 1)) -> Tensor:
     """The weight of every pair of features with the same label: by superpixel, image, or neither (lambda of Eq. 2).
@@ -211,15 +213,15 @@ def gather_rows(x: Tensor, equal: bool = False) -> tuple[Tensor, int]:
     N may differ between processes (0 is allowed); all must call it. equal: N is the same everywhere, so nobody has to wait for the numbers.
     The gradient is the sum of those of all processes.
     """
-    if not (dist.is_available() and dist.is_initialized()):
+    rank, processes = place()
+    if processes == 1:
         return x, 0
     if equal:
-        start = dist.get_rank() * len(x)
-        return _GatherRows.apply(x, start, dist.get_world_size() * len(x)), start
-    counts = torch.zeros(dist.get_world_size(), dtype=torch.long, device=x.device)
-    counts[dist.get_rank()] = len(x)
+        return _GatherRows.apply(x, rank * len(x), processes * len(x)), rank * len(x)
+    counts = torch.zeros(processes, dtype=torch.long, device=x.device)
+    counts[rank] = len(x)
     dist.all_reduce(counts)
-    start = int(counts[:dist.get_rank()].sum())
+    start = int(counts[:rank].sum())
     return _GatherRows.apply(x, start, int(counts.sum())), start
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #auxiliary-contrast-2
@@ -249,9 +251,9 @@ def auxiliary_contrast(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, 
         given = anchor_ids, torch.cat([candidate_ids, bank_ids]), own, weights, len(candidates)
         layout = _Masked(*given, compiled) if _static(anchors.device) else _Stretches(*given)
         value, weight = _PairLosses.apply(anchors, candidates, bank, layout, temperature, torch.is_grad_enabled())
-        if gather and dist.is_available() and dist.is_initialized():
+        if gather and place()[1] > 1:
             dist.all_reduce(weight)
-            weight = weight / dist.get_world_size()
+            weight = weight / place()[1]
         return value / weight.masked_fill(weight == 0, 1)
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #check

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .auxiliary_contrast import gather_rows
+from ..processes import place
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #places
 def _places(pair: Tensor, pairs: int | None, most: int | None) -> tuple[Tensor, int, int]:
@@ -56,9 +57,9 @@ def _mean_loss(sides: list[tuple[Tensor, ...]], there: Tensor, temperature: floa
         (hidden, start), *others = [gather_rows(x[0]) for x in (hidden, sides[0][2], sides[1][2])]
         hidden = hidden[None]
         sides = [(*side[:2], rows[None]) for side, (rows, _) in zip(sides, others, strict=True)]
-        if dist.is_available() and dist.is_initialized():
+        processes = place()[1]
+        if processes > 1:
             dist.all_reduce(count)
-            processes = dist.get_world_size()
     total = sum((_one_way(*side, hidden[:, None], temperature, start) * there).sum() for side in sides)
     return total * processes / (2 * count.clamp_min(1))
 
