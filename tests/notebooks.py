@@ -6,6 +6,7 @@ Importing torch and what else nearly every notebook needs takes longer than most
 and the processes of the notebooks are forked from that one. Nothing of dense_ssl is imported before the fork.
 """
 
+import itertools
 import multiprocessing
 import os
 import sys
@@ -87,8 +88,16 @@ def side_by_side(
     os.environ.update(env)  # the process that notebooks are forked from must have it before it imports torch
     names = {path: str(path.relative_to(ROOT)) for path in paths}
     order = sorted(paths, key=lambda p: SLOWEST.index(names[p]) if names[p] in SLOWEST else len(SLOWEST))
+    ended = itertools.count(1)
+
+    def one(path: Path) -> Outcome:
+        outcome = (others or {}).get(path.suffix, lambda p: notebook(p, env))(path)
+        how = "FAILED" if outcome.failed else "ok"
+        print(f"{next(ended):4d} of {len(order)}  {how:6s} {outcome.seconds:4.0f} s  {outcome.name}", flush=True)
+        return outcome
+
     with ThreadPoolExecutor(max(1, min(lanes, os.cpu_count() or 1))) as pool:
-        return list(pool.map(lambda p: (others or {}).get(p.suffix, lambda p: notebook(p, env))(p), order))
+        return list(pool.map(one, order))
 
 
 def report(outcomes: list[Outcome], began: float) -> int:
