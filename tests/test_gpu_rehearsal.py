@@ -65,7 +65,7 @@ def test_out_of_time_is_said(tmp_path):
         "check-operations",
         "kernel-codes",
         "--minutes",
-        "0.4",
+        "0.1",
         "--fault",
         json.dumps({"check-operations": "hang"}),
     )

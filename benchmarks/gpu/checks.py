@@ -294,7 +294,7 @@ def check_method(name: str) -> Callable:
         as the CPU parts from itself when its weights are shifted by a unit in the last place of the format. Methods that draw pixels on the
         device draw others there, which is as large a change as bf16's.
         """
-        steps = 3 if tiny else 20
+        steps = 2 if tiny else 20
         config, draws = small(name, tiny), name == "auxcontrast" and device == "cuda"
         made = batches(config, build(config), images(config, 8 if tiny else 16, (96, 128)), steps)
         there = torch.tensor(losses(config, "cpu", steps, made))
@@ -321,15 +321,14 @@ def check_method(name: str) -> Callable:
 RANK = """
 import json, sys, torch, torch.distributed as dist
 sys.path[:0] = {paths!r}
-from common import batches, build, configuration, images
-from checks import small
 from dense_ssl.processes import die_with_parent
 die_with_parent()
+from common import batches, build, configuration, images
+from checks import small
 from dense_ssl.models.sync_batchnorm import sync_batchnorm
-backend, device = sys.argv[1:3]
-dist.init_process_group(backend)
-rank, world = dist.get_rank(), dist.get_world_size()
-config = small("pixdepth", sys.argv[3] == "tiny")
+backend, device, rank, world = *sys.argv[1:3], *map(int, sys.argv[3:5])
+dist.init_process_group(backend, f"file://{{sys.argv[5]}}", rank=rank, world_size=world)
+config = small("pixdepth", sys.argv[6] == "tiny")
 method = build(config).double().to(device)
 if world > 1:
     method = sync_batchnorm(method, device)
@@ -360,30 +359,26 @@ dist.destroy_process_group()
 
 
 def distributed(backend: str, processes: int, device: str, tiny: bool) -> list[float]:
-    "Three losses of PixDepth in float64 under torchrun; all processes on one device."
-    here = Path(__file__).resolve().parent
+    "Three losses of PixDepth in float64; all processes on one device."
+    here, size = Path(__file__).resolve().parent, "tiny" if tiny else "full"
     with tempfile.TemporaryDirectory() as folder:
         (script := Path(folder, "rank.py")).write_text(RANK.format(paths=[str(here), str(here.parents[1])]))
-        run = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                "--nproc-per-node",
-                str(processes),
-                str(script),
-                backend,
-                device,
-                "tiny" if tiny else "full",
-            ],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-    found = [line for line in run.stdout.splitlines() if line.startswith("LOSSES")]
-    if run.returncode or not found:
-        raise RuntimeError(f"{backend} with {processes} processes: {run.stderr[-1500:]}")
+        words = [sys.executable, str(script), backend, device]
+        ranks = [
+            subprocess.Popen(
+                [*words, str(rank), str(processes), f"{folder}/meet", size],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+            for rank in range(processes)
+        ]
+        said = [process.communicate() for process in ranks]
+    found = [line for line in said[0][0].splitlines() if line.startswith("LOSSES")]
+    if any(process.returncode for process in ranks) or not found:
+        errors = "\n".join(error[-1500:] for _, error in said)
+        raise RuntimeError(f"{backend} with {processes} processes: {errors}")
     return json.loads(found[0].removeprefix("LOSSES"))
 
 

@@ -4,7 +4,7 @@
 
 Stages come in the order of their worth. Each has its own time limit and writes DIR/STAGE.json the moment it ends; one that fails, hangs or kills
 its process leaves the end of its log there and the others go on. What DIR already has for this commit and device is not run again. `--device cpu
---tiny` is the rehearsal: the same code in some minutes. Exit status 1 where a stage failed; 0 where time ran out before all had begun, which
+--tiny` is the rehearsal: the same code in a minute or two. Exit status 1 where a stage failed; 0 where time ran out before all had begun, which
 the summary says.
 """
 
@@ -25,24 +25,21 @@ sys.path[:0] = [
     str(HERE.parents[1]),
 ]  # the stages, and the package of this tree whether or not it is installed
 
-import torch  # noqa: E402
-
 from dense_ssl.core import environment, read_json, write_json  # noqa: E402
 from dense_ssl.processes import die_with_parent, kill_group  # noqa: E402
 
+# What imports torch stands in the worker's functions: the process that watches it starts at once and costs nothing.
 
-def stages() -> dict:
-    "Name to (function of (device, tiny, options), limit in seconds), in order."
+
+def stages(tiny: bool) -> dict:
+    "Name to (function of (device, tiny, options), limit in seconds), in order; tiny: one trained row, which is the code of all."
     import checks
     import kernels
     import throughput
     import training
 
-    return {**checks.STAGES, **throughput.STAGES, **kernels.STAGES, **training.STAGES}
-
-
-def device_name(device: str) -> str:
-    return torch.cuda.get_device_name() if device == "cuda" else "CPU, 1 thread"
+    rows = {n: s for n, s in training.STAGES.items() if not tiny or n in ("train-random", "train-depth-max3")}
+    return {**checks.STAGES, **throughput.STAGES, **kernels.STAGES, **rows}
 
 
 def broken() -> None:
@@ -59,32 +56,49 @@ def record(out: Path, name: str, facts: dict, **values) -> dict:
     return result
 
 
-def work(names: list[str], a: argparse.Namespace, facts: dict) -> None:
+def plan(a: argparse.Namespace) -> dict:
+    "What is to be run, of what is there: written to DIR/plan.json, from which a worker and the process that watches it both read."
+    import torch
+
+    if a.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("there is no CUDA device here; --device cpu --tiny rehearses the same code")
+    known = stages(a.tiny)
+    wanted = [n for n in known if not a.stages or n.startswith(tuple(a.stages))]
+    if not wanted:
+        sys.exit(f"no stage begins with {', '.join(a.stages)}; there are {', '.join(known)}")
+    device = torch.cuda.get_device_name() if a.device == "cuda" else "CPU, 1 thread"
+    facts = {"commit": a.commit or environment()["commit"], "device": device, "tiny": a.tiny}
+    kept = {n: read_json(f) for n in wanted if (f := a.out / f"{n}.json").exists()}
+    todo = [n for n in wanted if not (kept.get(n, {}).get("ok") and all(kept[n].get(k) == v for k, v in facts.items()))]
+    for name in todo:
+        (a.out / f"{name}.json").unlink(missing_ok=True)
+    limits = {n: known[n][1] * (1 if a.device == "cuda" else 5) for n in wanted}  # a busy CPU is no failure
+    planned = {"wanted": wanted, "todo": todo, "limits": limits, "facts": facts}
+    write_json(a.out / "plan.json", planned)
+    return planned
+
+
+def work(a: argparse.Namespace) -> None:
     "In a process of its own: one stage after another. A failure on a GPU ends the process, since its context may be lost."
     die_with_parent()
-    known = stages()
-    for name in names:
+    planned = read_json(a.out / "plan.json") if (a.out / "plan.json").exists() else plan(a)
+    import torch
+
+    facts, known = planned["facts"], stages(a.tiny)
+    for name in (n for n in planned["todo"] if not (a.out / f"{n}.json").exists()):
         write_json(a.out / "running.json", {"stage": name, "began": time.time()})
         began = time.perf_counter()
         try:
             if name in a.fault:
                 FAULTS[a.fault[name]]()
             result = known[name][0](a.device, a.tiny, a)
-            record(
-                a.out, name, facts, ok=not result.get("failed"), seconds=round(time.perf_counter() - began, 1), **result
-            )
+            values = {"ok": not result.get("failed"), **result}
         except Exception:
             print(text := traceback.format_exc(), flush=True)
-            record(
-                a.out,
-                name,
-                facts,
-                ok=False,
-                seconds=round(time.perf_counter() - began, 1),
-                error=text.splitlines()[-12:],
-            )
-            if a.device == "cuda":
-                sys.exit(3)
+            values = {"ok": False, "error": text.splitlines()[-12:]}
+        record(a.out, name, facts, seconds=round(time.perf_counter() - began, 1), **values)
+        if "error" in values and a.device == "cuda":
+            sys.exit(3)
         gc.collect()
         if a.device == "cuda":
             torch.cuda.empty_cache()
@@ -97,49 +111,51 @@ def surroundings(device: str) -> dict[str, str]:
     return env if device == "cuda" else {**env, "OMP_NUM_THREADS": "1"}
 
 
-def watch(
-    process: subprocess.Popen, a: argparse.Namespace, limits: dict[str, float], facts: dict, until: float
-) -> str | None:
-    "Until the worker has ended or was ended: the stage that it was in when a limit or a crash came, None where all is well."
-    running, log = a.out / "running.json", a.out / "log.txt"
+def stopped(a: argparse.Namespace, name: str, took: float, why: str) -> None:
+    "The JSON of a stage that could not write its own."
+    lines = (a.out / "log.txt").read_text(errors="replace").splitlines()
+    facts = read_json(a.out / "plan.json")["facts"]
+    record(a.out, name, facts, ok=False, seconds=round(took, 1), error=[why, *lines[-12:]])
+
+
+def until(a: argparse.Namespace, began: float) -> float:
+    "When the stages must end: so many minutes after the first worker had started, which itself has five."
+    planned = a.out / "plan.json"
+    return planned.stat().st_mtime + 60 * a.minutes if planned.exists() else began + 300
+
+
+def watch(process: subprocess.Popen, a: argparse.Namespace, began: float) -> None:
+    "Until the worker has ended, or a stage or all of them are out of time."
+    running = a.out / "running.json"
     while True:
-        ended = process.poll() is not None
+        ended, late = process.poll() is not None, time.time() > until(a, began)
         now = read_json(running) if running.exists() else {"stage": None, "began": time.time()}
         name, took = now["stage"], time.time() - now["began"]
-        over = name is not None and (took > limits[name] or time.time() > until)
-        if not ended and not over:
+        limit = read_json(a.out / "plan.json")["limits"][name] if name else float("inf")
+        if not ended and not late and took <= limit:
             time.sleep(0.2)
             continue
         kill_group(process)
-        there = name is not None and (a.out / f"{name}.json").exists()
-        if ended and there:
-            return None
-        why = (
-            f"the process ended with status {process.returncode}"
-            if ended
-            else f"stopped after {took:.0f} s"
-            + (
-                f", its limit is {limits[name]} s"
-                if took > limits.get(name, 0)
-                else ": the time for all stages is over"
-            )
+        if name and not (a.out / f"{name}.json").exists():
+            over = f", its limit is {limit} s" if took > limit else ": the time for all stages is over"
+            ending = f"the process ended with status {process.returncode}"
+            stopped(a, name, took, ending if ended else f"stopped after {took:.0f} s{over}")
+        return
+
+
+def start(a: argparse.Namespace) -> subprocess.Popen:
+    "A worker; what it says goes to DIR/log.txt."
+    words = [sys.executable, __file__, *sys.argv[1:], "--worker"]
+    with open(a.out / "log.txt", "ab") as log:
+        return subprocess.Popen(
+            words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=surroundings(a.device)
         )
-        if name is not None and not there:
-            record(
-                a.out,
-                name,
-                facts,
-                ok=False,
-                seconds=round(took, 1),
-                error=[why, *log.read_text(errors="replace").splitlines()[-12:]],
-            )
-        return name
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--minutes", type=float, default=9, help="for the stages, once the first process has started")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--stages", nargs="*", default=[], help="only those whose name begins so")
     parser.add_argument(
@@ -153,55 +169,40 @@ def main() -> int:
         default={},
         help=f"JSON: stage to one of {', '.join(FAULTS)}, to rehearse what follows",
     )
-    parser.add_argument("--worker", nargs="*", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     a = parser.parse_args()
-    if a.device == "cuda" and not torch.cuda.is_available():
-        sys.exit("there is no CUDA device here; --device cpu --tiny rehearses the same code")
     a.out = a.out.resolve()
     a.out.mkdir(parents=True, exist_ok=True)
-    facts = {"commit": a.commit or environment()["commit"], "device": device_name(a.device), "tiny": a.tiny}
-    if a.worker is not None:
-        work(a.worker, a, facts)
+    if a.worker:
+        work(a)
         return 0
-    began, known = time.time(), stages()
-    until = began + 60 * a.minutes
-    wanted = [n for n in known if not a.stages or n.startswith(tuple(a.stages))]
-    if not wanted:
-        sys.exit(f"no stage begins with {', '.join(a.stages)}; there are {', '.join(known)}")
-    kept = {n: read_json(f) for n in wanted if (f := a.out / f"{n}.json").exists()}
-    todo = [n for n in wanted if not (kept.get(n, {}).get("ok") and all(kept[n].get(k) == v for k, v in facts.items()))]
-    for name in todo:
-        (a.out / f"{name}.json").unlink(missing_ok=True)
-    limits = {n: limit * (1 if a.device == "cuda" else 5) for n, (_, limit) in known.items()}  # a busy CPU is no failure
-    print(
-        f"{facts['device']}, commit {facts['commit']}: {len(todo)} stages to run, {len(wanted) - len(todo)} there already",
-        flush=True,
-    )
-    while todo and time.time() < until:
+    began, planned, todo = time.time(), {}, []
+    (a.out / "plan.json").unlink(missing_ok=True)
+    while not planned or (todo and time.time() < until(a, began)):
         (a.out / "running.json").unlink(missing_ok=True)
-        with open(a.out / "log.txt", "ab") as log:
-            words = [w for w in sys.argv[1:] if w != "--worker"]
-            process = subprocess.Popen(
-                [sys.executable, __file__, *words, "--worker", *todo],
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-                env=surroundings(a.device),
-            )
+        process = start(a)
         try:
-            stopped = watch(process, a, limits, facts, until)
+            watch(process, a, began)
         finally:
             kill_group(process)
-        todo = [n for n in todo if not (a.out / f"{n}.json").exists()]
-        if stopped is None and not (a.out / "running.json").exists():
-            sys.exit(f"the worker did not start; see {a.out / 'log.txt'}")
+        if not (a.out / "plan.json").exists() or (todo and not (a.out / "running.json").exists()):
+            last = (a.out / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
+            sys.exit(f"the worker did not start: {''.join(last)}; see {a.out / 'log.txt'}")
+        planned = read_json(a.out / "plan.json")
+        todo = [n for n in planned["todo"] if not (a.out / f"{n}.json").exists()]
     (a.out / "running.json").unlink(missing_ok=True)
-    return summary(a.out, wanted, todo, time.time() - began)
+    return summary(a.out, planned, todo, time.time() - began)
 
 
-def summary(out: Path, wanted: list[str], todo: list[str], seconds: float) -> int:
+def summary(out: Path, planned: dict, todo: list[str], seconds: float) -> int:
     "One line a stage; the exit status."
-    failed = []
+    failed, wanted = [], planned["wanted"]
+    there = len(wanted) - len(planned["todo"])
+    print(
+        f"{planned['facts']['device']}, commit {planned['facts']['commit']}: {len(planned['todo'])} stages to run, ",
+        end="",
+    )
+    print(f"{there} there already")
     for name in wanted:
         if name in todo:
             print(f"  not begun  {name}")
@@ -210,13 +211,10 @@ def summary(out: Path, wanted: list[str], todo: list[str], seconds: float) -> in
         print(f"  {'ok' if result['ok'] else 'FAILED':9}  {name}  {result['seconds']} s  {result.get('says', '')}")
         if not result["ok"]:
             failed.append(name)
-            print(
-                *(f"               {line}" for line in (result.get("failed") or result.get("error") or [])[-4:]),
-                sep="\n",
-            )
-    print(
-        f"{len(wanted) - len(todo) - len(failed)} stages passed, {len(failed)} failed, {len(todo)} not begun, in {seconds:.0f} s"
-    )
+            said = (result.get("failed") or result.get("error") or [])[-4:]
+            print(*(f"               {line}" for line in said), sep="\n")
+    counts = f"{len(wanted) - len(todo) - len(failed)} stages passed, {len(failed)} failed, {len(todo)} not begun"
+    print(f"{counts}, in {seconds:.0f} s")
     return 1 if failed else 0
 
 

@@ -42,8 +42,10 @@ PAPER = {
     "densecl": ("resnet50", 224, (512, 256, 128), 1, 1, None, {}),
     "picie": ("resnet50", 320, (128, 64, 32), 2, 0, "network", {"method_options": {"refit": 1000}}),
 }
+CLOUD = {"channels": (32, 32, 16, 16), "out": 16, "point_widths": (8, 12), "matches": 100, "voxel": 0.1}
 SMALL = {
-    "cpcdr": {"method_options": {"copy_paste": {"images": 4}}},
+    "pri3d-geo": {"method_options": CLOUD},
+    "cpcdr": {"method_options": {"copy_paste": {"images": 2}}},
     "auxcontrast": {"output_stride": 8},
     "pixdepth": {"method_options": {"out": 60, "hidden": 64}},
     "pixcontrast": {"method_options": {"out": 60, "hidden": 64}},
@@ -155,7 +157,7 @@ def method_throughput(name: str) -> Callable:
             encoder, crop, sizes, more = (
                 "resnet18",
                 (64, 96) if isinstance(crop, tuple) else 64,
-                (4,),
+                (2,),
                 {**more, **SMALL.get(name, {})},
             )
         method_name = name.partition("-")[0]
