@@ -15,14 +15,14 @@ from .views import Sample
 
 # %% ../../nbs/02_data/09_catalog.ipynb #datasets
 DATASETS = {  # name: module of this room, what in it makes the dataset
-    "room": ("room", "RoomWorld"),
-    "street": ("street", "StreetWorld"),
-    "borehole": ("borehole", "BoreholeWorld"),
+    "room": ("worlds.room", "RoomWorld"),
+    "street": ("worlds.street", "StreetWorld"),
+    "borehole": ("worlds.borehole", "BoreholeWorld"),
     "folder": ("folders", "ImageFolder"),
     "splits": ("folders", "splits"),
     "nyuv2": ("nyuv2", "NYUv2"),
-    "room_pairs": ("sequences", "room_pairs"),
-    "sequence_pairs": ("sequences", "sequence_pairs"),
+    "room_pairs": ("frame_pairs", "room_pairs"),
+    "sequence_pairs": ("frame_pairs", "sequence_pairs"),
 }
 WORLDS = ("room", "street", "borehole")
 
