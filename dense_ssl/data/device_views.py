@@ -15,28 +15,22 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from .loading import Make, PairViews
-from .views import INDEX_MAPS, Crop, Recolour, Sample, View, blur_kernel, draw_pair, maps_of, normalize_image
+from .views import (
+    INDEX_MAPS, Crop, Maps, Recolour, Sample, View, blur_kernel, draw_pair, maps_of, normalize_image)
 from ..geometry.depth import normalize_depth
 
 # %% ../../nbs/02_data/12_device_views.ipynb #drawn
 @dataclass(slots=True)
-class Drawn:
+class Drawn(Maps):
     """Samples as read, padded to the largest of them, and what was drawn for their views.
 
     `image`: uint8 (B, 3, H, W). `source`: float32 (B, 2), height and width without the padding. `draws`: float64
-    (V, B, 15), of each view and sample the `draw_row`. Maps: (B, H, W), as in `Sample`, or None.
+    (V, B, 15), of each view and sample the `draw_row`. Maps: (B, H, W), as in `Sample`.
     """
 
     image: Tensor
     source: Tensor
     draws: Tensor
-    depth: Tensor | None = None
-    regions: Tensor | None = None
-    auxiliary: Tensor | None = None
-    labels: Tensor | None = None
-    instances: Tensor | None = None
-
-    to = View.to
 
 
 def draw_row(crop: Crop, drawn: Recolour) -> list[float]:

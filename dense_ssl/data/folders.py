@@ -80,9 +80,10 @@ def _integers(path: str | Path, what: str) -> Tensor:
     return torch.from_numpy(raw.astype(np.int64))
 
 # %% ../../nbs/02_data/01_folders.ipynb #read-labels
-CITYSCAPES_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
-CITYSCAPES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation", "terrain", "sky", "person", "rider",
-              "car", "truck", "bus", "train", "motorcycle", "bicycle"]
+CITYSCAPES_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12, 26: 13,
+                  27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
+CITYSCAPES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
+              "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
 
 def read_labels(path: str | Path, classes: int | None = None, ids: dict[int, int] | None = None) -> Tensor:
@@ -103,7 +104,8 @@ def read_labels(path: str | Path, classes: int | None = None, ids: dict[int, int
 
 
 def read_ids(path: str | Path, none: int) -> Tensor:
-    """Read region, instance or auxiliary ids as int64 (H, W); the stored number `none` becomes -1. BadSample as `read_labels`."""
+    """Read region, instance or auxiliary ids as int64 (H, W); the stored number `none` becomes -1. BadSample as
+    `read_labels`."""
     ids = _integers(path, "ids")
     return torch.where(ids == none, -1, ids)
 
@@ -161,7 +163,8 @@ def _map(tree: Path, image: Path, name: str) -> Path:
 
 # %% ../../nbs/02_data/01_folders.ipynb #shorter-side
 def shorter_side(sample: Sample, size: int) -> Sample:
-    """The sample with its shorter side at `size` pixels: image antialiased, depth over valid pixels, ids nearest, K with them."""
+    """The sample with its shorter side at `size` pixels: image antialiased, depth over valid pixels, ids nearest, K
+    with them."""
     height, width = sample.image.shape[-2:]
     factor = size / min(height, width)
     new = (max(1, round(height * factor)), max(1, round(width * factor)))
@@ -177,14 +180,16 @@ def shorter_side(sample: Sample, size: int) -> Sample:
 
 # %% ../../nbs/02_data/01_folders.ipynb #listed-names
 def _listed(file: Path, names: list[str]) -> list[str]:
-    "Those of names, relative paths, that a text file lists with or without suffix. ValueError naming the file: missing, empty, or another name."
+    """Those of names, relative paths, that a text file lists with or without suffix. ValueError naming the file:
+    missing, empty, or another name."""
     if not file.is_file():
         raise ValueError(f"{file}: there is no such list of images")
     known = {key: name for name in names for key in (name, str(Path(name).with_suffix("")))}
     wanted = file.read_text(encoding="utf-8").splitlines()
     wanted = [line.strip() for line in wanted if line.strip()]
     if unknown := [line for line in wanted if line not in known]:
-        raise ValueError(f"{file}: lists {unknown[0]!r} ({len(unknown)} of {len(wanted)} lines), which is not among the {len(names)} images")
+        raise ValueError(f"{file}: lists {unknown[0]!r} ({len(unknown)} of {len(wanted)} lines), which is not among "
+                         f"the {len(names)} images")
     if not wanted:
         raise ValueError(f"{file}: lists no image")
     chosen = {known[line] for line in wanted}
@@ -197,12 +202,12 @@ NONE = {"regions": 65535, "auxiliary": 255, "instances": 255}  # how a tree of i
 class ImageFolder:
     """Images below `root` as samples, with optional mirrored trees of maps; neither list nor labels needed.
 
-    root: folder with jpg, jpeg, png, webp, bmp at any depth. depth, labels, regions, auxiliary, instances: folders with the same
-    relative paths, suffix .png or .npy. depth_kind: "depth", "disparity" or "time" (None: as the tree's tree.json says, else
-    "depth"). depth_scale: raw value x scale = unit. depth_invalid: raw values without depth. size: pixels of the
-    shorter side, None = as stored. classes: names of the labels. label_ids: "cityscapes" for labelIds, of which its 19 classes are
-    kept. intrinsics: as `geometry.camera.read_intrinsics` takes them. listed: text file of a split, one relative path a line, with or
-    without suffix; other images are left out.
+    root: folder with jpg, jpeg, png, webp, bmp at any depth. depth, labels, regions, auxiliary, instances: folders with
+    the same relative paths, suffix .png or .npy. depth_kind: "depth", "disparity" or "time" (None: as the tree's
+    tree.json says, else "depth"). depth_scale: raw value x scale = unit. depth_invalid: raw values without depth. size:
+    pixels of the shorter side, None = as stored. classes: names of the labels. label_ids: "cityscapes" for labelIds, of
+    which its 19 classes are kept. intrinsics: as `geometry.camera.read_intrinsics` takes them. listed: text file of a
+    split, one relative path a line, with or without suffix; other images are left out.
     `names` are the relative paths in the samples' order; `version` changes with the list of files.
     ValueError: no image, unknown kind, a tree that shares no file with root. `ds[i]` raises BadSample.
     """
@@ -218,7 +223,8 @@ class ImageFolder:
         if wrong := [name for name in ids if name not in NONE]:
             raise ValueError(f"ImageFolder has no option {wrong[0]!r}; trees of ids are {', '.join(NONE)}")
         if label_ids not in (None, "cityscapes"):
-            raise ValueError(f'label_ids is {label_ids!r}; needs "cityscapes", or nothing where labels are class numbers')
+            raise ValueError(f'label_ids is {label_ids!r}; needs "cityscapes", or nothing where labels are class '
+                             'numbers')
         self.root, self.depth, self.labels = (None if p is None else Path(p) for p in (root, depth, labels))
         self.ids = {name: Path(tree) for name, tree in ids.items() if tree}
         self.depth_kind = _kind(self.depth, depth_kind)
@@ -261,7 +267,8 @@ TREES = ("depth", "labels", *NONE)
 
 
 def splits(root: str | Path, split: str = "train", **options: Any) -> ImageFolder:
-    """ImageNet's layout: `root/<split>/...` with optional mirrored trees `depth/<split>/...`; options of `ImageFolder`."""
+    """ImageNet's layout: `root/<split>/...` with optional mirrored trees `depth/<split>/...`; options of
+    `ImageFolder`."""
     trees = {name: Path(options.pop(name)) / split for name in TREES if options.get(name)}
     folder = ImageFolder(Path(root) / split, **trees, **options)
     folder.split = split

@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import atomic_path, params_hash, runs_root
+from .catalog import Cached
 from .sequences import RGBDSequences
 from .surfaces import Fusion, Painting, cloud_segments
 from .views import BadSample, Sample
@@ -36,7 +37,8 @@ from ..geometry.segments import segment_mesh
 class Scene:
     """The surface of a scene as points.
 
-    points: float32 (P, 3), world, metres. colours: uint8 (P, 3). sets: int32 (P,), equal numbers = one set, negative = none.
+    points: float32 (P, 3), world, metres. colours: uint8 (P, 3). sets: int32 (P,), equal numbers = one set, negative =
+    none.
     """
 
     name: str
@@ -54,7 +56,8 @@ class PairSample(Sample):
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #overlaps
 def overlaps(frames: Sequence[tuple[Tensor, Tensor, Tensor]], tolerance: float = 0.05, step: int = 4) -> Tensor:
-    """Overlap of all pairs of posed depth maps, float32 (n, n), symmetric; entry (i, j) is `overlap(*frames[i], *frames[j], tolerance, step)`.
+    """Overlap of all pairs of posed depth maps, float32 (n, n), symmetric; entry (i, j) is `overlap(*frames[i],
+    *frames[j], tolerance, step)`.
 
     frames: (depth (H, W) metres, K (3, 3), pose (4, 4)) each. A frame has 1 with itself, or 0 where it has no depth.
     Raises: `ValueError` as `overlap` does.
@@ -68,12 +71,13 @@ def overlaps(frames: Sequence[tuple[Tensor, Tensor, Tensor]], tolerance: float =
 
     for i in range(len(frames)):
         for j in range(i):
-            if len(clouds[i]) and len(clouds[j]) and (there := share(i, j)) > 0:      # nothing there: no need to look back
+            # nothing there: no need to look back
+            if len(clouds[i]) and len(clouds[j]) and (there := share(i, j)) > 0:
                 shares[i, j] = shares[j, i] = torch.minimum(there, share(j, i))
     return shares
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #rooms
-class Rooms:
+class Rooms(Cached):
     """The room world as a source of scenes: the views of one room are a scene; rendered samples are kept in memory.
 
     world: a `RoomWorld`; images that do not fill a room are left out. step: edges of the mesh, metres.
@@ -82,66 +86,68 @@ class Rooms:
 
     def __init__(self, world: RoomWorld, step: float = 0.05):
         if world.count < world.views:
-            raise ValueError(f"the room world has {world.count} images and {world.views} views a room; needs at least one whole room")
-        self.world, self.step, self.skipped, self._samples = world, step, [], {}
-        self.name, self.version, self.classes, self.split = world.name, world.version, world.classes, world.split
-        views = range(world.count // world.views)
-        self.scenes = {f"room/{world.split}/room{r}": range(r * world.views, (r + 1) * world.views) for r in views}
-        self.settings = {"split": world.split, "size": world.size, "seed": world.seed, "views": world.views, "step": step}
+            raise ValueError(f"the room world has {world.count} images and {world.views} views a room; needs at least "
+                             "one whole room")
+        super().__init__(world)
+        self.skipped, whole = [], range(world.count // world.views)
+        self.scenes = {f"room/{world.split}/room{r}": range(r * world.views, (r + 1) * world.views) for r in whole}
+        self.settings = {name: getattr(world, name) for name in ("split", "size", "seed", "views")} | {"step": step}
 
     def __len__(self) -> int:
-        return len(self.scenes) * self.world.views
+        return len(self.scenes) * self.dataset.views
 
-    def __getitem__(self, index: int) -> Sample:
-        if index not in self._samples:
-            self._samples[index] = self.world[index]
-        return self._samples[index]
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_samples": {}}                                  # a worker renders its own
+    def _mesh(self, scene: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        return self.dataset.mesh(self.scenes[scene].start // self.dataset.views, self.settings["step"])
 
     def surface(self, scene: str, k_threshold: float | None, min_vertices: int) -> tuple[np.ndarray, np.ndarray]:
         """Vertices (V, 3) and set ids (V,) of the room's mesh; k_threshold None: no sets."""
-        vertices, faces, _, _ = self.world.mesh(self.scenes[scene].start // self.world.views, self.step)
+        vertices, faces, *_ = self._mesh(scene)
         none = np.full(len(vertices), -1, np.int32)
         return vertices, none if k_threshold is None else segment_mesh(vertices, faces, k_threshold, min_vertices)
 
     def truth(self, scene: str) -> tuple[np.ndarray, np.ndarray]:
         """Vertices (V, 3) and true sets (V,): 0, 1, 2 for floor, wall, ceiling, from 12 on the instances."""
-        vertices, faces, labels, instances = self.world.mesh(self.scenes[scene].start // self.world.views, self.step)
+        vertices, faces, labels, instances = self._mesh(scene)
         sets = np.full(len(vertices), -1, np.int32)
         sets[faces.ravel()] = np.repeat(np.where(instances < 0, labels, len(CLASSES) + instances), 3)
         return vertices, sets
 
     def clear(self, scene: str, points: np.ndarray, eye: np.ndarray) -> np.ndarray:
         """Whether each point (P, 3) of the room can be seen from `eye` (3,), by its solids: bool (P,)."""
-        return in_sight(self.world.room(self.scenes[scene].start // self.world.views).solids, points, eye)
+        return in_sight(self.dataset.room(self.scenes[scene].start // self.dataset.views).solids, points, eye)
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #collect
 def _collect(source: Any, scene: str, sets: str, voxel: float, k_threshold: float, min_vertices: int) -> Any:
     "What the frames of a scene are added to, and the sets of its points: None = those of the fused cloud."
-    cut = k_threshold if sets == "surface" else None
     if sets == "truth":
-        vertices, ids = source.truth(scene)
+        found = source.truth(scene)
     else:
-        vertices, ids = (source.surface(scene, cut, min_vertices) if hasattr(source, "surface") else None) or (None, None)
-    if vertices is None:
+        cut = k_threshold if sets == "surface" else None
+        found = source.surface(scene, cut, min_vertices) if hasattr(source, "surface") else None
+    if found is None:
         return Fusion(voxel), None
-    return Painting(vertices, clear=partial(source.clear, scene) if hasattr(source, "clear") else None), ids
+    clear = partial(source.clear, scene) if hasattr(source, "clear") else None
+    return Painting(found[0], clear=clear), found[1]
+
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #check-frame
+def _check_frame(sample: Sample) -> None:
+    "ValueError that names a frame which cannot be part of a pair."
+    if sample.depth is None or sample.K is None or sample.pose is None:
+        raise BadSample(f"{sample.name}: has no depth, K or pose; pairs need all three")
+    if not (sample.depth.isfinite() & (sample.depth > 0)).any():
+        raise BadSample(f"{sample.name}: has no pixel with depth")
+    check_pose(sample.pose, f"{sample.name}: its pose")
 
 
 def _frames_of(source: Any, scene: str, collector: Any, progress: bool) -> tuple[list[int], list[tuple], list[str]]:
-    "Add all usable frames to the collector; positions in the scene, (depth, K, pose) of each, and a sentence for each of the others."
+    "Add all usable frames to the collector; their positions, (depth, K, pose) of each, a sentence for each other one."
     used, posed, skipped = [], [], []
-    for position, index in enumerate(tqdm(source.scenes[scene], desc=scene, unit="frame", leave=False, disable=not progress)):
+    frames = tqdm(source.scenes[scene], desc=scene, unit="frame", leave=False, disable=not progress)
+    for position, index in enumerate(frames):
         try:
             sample = source[index]
-            if sample.depth is None or sample.K is None or sample.pose is None:
-                raise BadSample(f"{sample.name}: has no depth, K or pose; pairs need all three")
-            if not (sample.depth.isfinite() & (sample.depth > 0)).any():
-                raise BadSample(f"{sample.name}: has no pixel with depth")
-            check_pose(sample.pose, f"{sample.name}: its pose")
-        except ValueError as error:                                              # a BadSample is one
+            _check_frame(sample)
+        except ValueError as error:  # a BadSample is one
             skipped.append(str(error))
             continue
         collector.add(sample)
@@ -149,39 +155,43 @@ def _frames_of(source: Any, scene: str, collector: Any, progress: bool) -> tuple
         posed.append((sample.depth, sample.K, sample.pose))
     return used, posed, skipped
 
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #sets-of-points
+def _sets_of(points: np.ndarray, rest: np.ndarray, ids: np.ndarray | None, sets: str, *cut: float) -> np.ndarray:
+    "int32 (P,): of a collector's points, whose `rest` is which vertices were seen, or the normals of a cloud to be cut."
+    if ids is not None:
+        return ids[rest].astype(np.int32)
+    return cloud_segments(points, rest, *cut) if sets == "surface" else np.full(len(points), -1, np.int32)
+
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #make-scene
-def make_scene(source: Any, scene: str, minimum: float = 0.3, sets: str = "surface", voxel: float = 0.02, k_threshold: float = 0.01,
-               min_vertices: int = 20, tolerance: float = 0.05, step: int = 4, progress: bool = False) -> dict[str, np.ndarray]:
+def make_scene(source: Any, scene: str, minimum: float = 0.3, sets: str = "surface", voxel: float = 0.02,
+               k_threshold: float = 0.01, min_vertices: int = 20, tolerance: float = 0.05, step: int = 4,
+               progress: bool = False) -> dict[str, np.ndarray]:
     """All that `FramePairs` keeps of a scene, see there for the arguments; progress: a bar over its frames.
 
-    Returns arrays: pairs int32 (N, 2), positions of frames in the scene, the first one smaller; shares float32 (N,), their overlap; counts
-    int64 (3,), frames used, pairs tried, pairs that share nothing at all; largest float32 (), the largest overlap; skipped, sentences;
-    points, colours, sets as in `Scene`.
+    Returns arrays: pairs int32 (N, 2), positions of frames in the scene, the first one smaller; shares float32 (N,),
+    their overlap; counts int64 (3,), frames used, pairs tried, pairs that share nothing at all; largest float32 (), the
+    largest overlap; skipped, sentences; points, colours, sets as in `Scene`.
     """
     collector, ids = _collect(source, scene, sets, voxel, k_threshold, min_vertices)
     used, posed, skipped = _frames_of(source, scene, collector, progress)
-    table = overlaps(posed, tolerance, step).numpy()
-    first, second = np.triu_indices(len(used), 1)
-    shares = table[first, second]
-    kept = shares >= minimum
+    pairs = np.stack(np.triu_indices(len(used), 1), 1)
+    shares = overlaps(posed, tolerance, step).numpy()[*pairs.T]
+    kept, largest = shares >= minimum, shares.max(initial=0)
     if not kept.any():
-        skipped.append(f"{scene}: no pair of its {len(used)} usable frames overlaps by {minimum:.0%} or more (at most {shares.max(initial=0):.1%})")
-    points, colours, normal_or_seen = collector.result()
-    if ids is not None:
-        ids = ids[normal_or_seen]
-    elif sets == "surface":
-        ids = cloud_segments(points, normal_or_seen, voxel, k_threshold, min_vertices)
-    else:
-        ids = np.full(len(points), -1)
-    positions = np.array(used, np.int32)
-    return {"pairs": np.stack([positions[first[kept]], positions[second[kept]]], 1), "shares": shares[kept], "largest": shares.max(initial=0),
-            "counts": np.array([len(used), len(shares), (shares == 0).sum()]), "skipped": np.array(skipped, dtype=np.str_),
-            "points": points, "colours": colours, "sets": ids.astype(np.int32)}
+        skipped.append(f"{scene}: no pair of its {len(used)} usable frames overlaps by {minimum:.0%} or more (at most "
+                       f"{largest:.1%})")
+    points, colours, rest = collector.result()
+    return {"pairs": np.array(used, np.int32)[pairs[kept]], "shares": shares[kept], "largest": largest,
+            "counts": np.array([len(used), len(shares), (shares == 0).sum()]),
+            "skipped": np.array(skipped, dtype=np.str_), "points": points, "colours": colours,
+            "sets": _sets_of(points, rest, ids, sets, voxel, k_threshold, min_vertices)}
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #scene-files
 def _scene_files(source: Any, options: dict[str, Any], cache: Path) -> dict[str, Path]:
-    "Where each scene is kept: a folder for the options and the code, and another name when the scene's frames are others."
-    key = params_hash({"source": source.name, **getattr(source, "settings", {}), **options}, "dense_ssl.data.frame_pairs")
+    """Where each scene is kept: a folder for the options and the code, and another name when the scene's frames are
+    others."""
+    key = params_hash({"source": source.name, **getattr(source, "settings", {}), **options},
+                      "dense_ssl.data.frame_pairs")
     files = {}
     for scene in source.scenes:
         frames = source.key(scene) if hasattr(source, "key") else source.version
@@ -191,12 +201,12 @@ def _scene_files(source: Any, options: dict[str, Any], cache: Path) -> dict[str,
 
 
 def _compute(source: Any, files: dict[str, Path], options: dict[str, Any], progress: bool) -> None:
-    "Make the files that are missing."
-    names, (rank, world) = list(files), (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1)))
-    start = rank * len(names) // world                                           # processes of one run begin at different scenes
+    "Make the files that are missing; processes of one run begin at different scenes."
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    names, start = list(files), rank * len(files) // world
     missing = [n for n in names[start:] + names[:start] if not files[n].is_file()]
     for scene in tqdm(missing, desc="pairs of frames", unit="scene", disable=not progress or len(missing) < 4):
-        if not files[scene].is_file():                                           # another process may have made it by now
+        if not files[scene].is_file():  # another process may have made it by now
             made = make_scene(source, scene, **options, progress=progress and len(source.scenes[scene]) >= 50)
             with atomic_path(files[scene]) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **made)
@@ -211,7 +221,7 @@ def _load(path: Path, *names: str) -> list[np.ndarray]:
         raise ValueError(f"{path}: cannot be read ({error}); remove it, and it is made again") from None
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #assemble
-def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple[np.ndarray, np.ndarray, list[str], dict[str, int]]:
+def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple:
     "pairs, shares, skipped and counts of `FramePairs` from the scenes' files; ValueError if there is no pair."
     pairs, shares, skipped, counts, largest = [], [], list(source.skipped), np.zeros(3, np.int64), 0.0
     for number, (scene, path) in enumerate(files.items()):
@@ -220,54 +230,54 @@ def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple[np.n
         pairs.append(np.concatenate([np.full((len(found), 1), number), frames[found]], 1).astype(np.int64))
         shares, counts, largest = [*shares, share], counts + count, max(largest, float(most))
         skipped += sentences.tolist()
-    named = dict(zip(("scenes", "frames", "tried", "apart"), [len(files), *counts.tolist()], strict=True)) | {"pairs": sum(map(len, pairs))}
+    names = ("scenes", "frames", "tried", "apart", "pairs")
+    named = dict(zip(names, [len(files), *counts.tolist(), sum(map(len, pairs))], strict=True))
     if not named["pairs"]:
-        raise ValueError(f"{source.name}: no pair of frames overlaps by {minimum:.0%} or more: {named['scenes']} scenes with {named['frames']} "
-                         f"usable frames, {named['tried']} pairs tried, the largest overlap {largest:.1%}; {len(skipped)} were skipped"
-                         + (f", the first: {skipped[0]}" if skipped else ""))
+        first = f", the first: {skipped[0]}" if skipped else ""
+        raise ValueError(f"{source.name}: no pair of frames overlaps by {minimum:.0%} or more: {named['scenes']} "
+                         f"scenes with {named['frames']} usable frames, {named['tried']} pairs tried, the largest "
+                         f"overlap {largest:.1%}; {len(skipped)} were skipped{first}")
     return np.concatenate(pairs), np.concatenate(shares), skipped, named
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #check-options
 def _check_options(source: Any, minimum: float, sets: str, k_threshold: float) -> None:
     if sets not in ("surface", "none", "truth") or (sets == "truth" and not hasattr(source, "truth")):
-        raise ValueError(f"sets is {sets!r}; needs 'surface', a number (the cut's k) or 'none'; 'truth' is known of the room world and of labelled scans only")
+        raise ValueError(f"sets is {sets!r}; needs 'surface', a number (the cut's k) or 'none'; 'truth' is known of "
+                         "the room world and of labelled scans only")
     if not 0 < minimum <= 1 or not k_threshold > 0:
-        raise ValueError(f"minimum is {minimum} and k_threshold {k_threshold}; needs a share above 0 and at most 1, and a number above 0")
-
-
-def _pair(first: Sample, second: Sample, scene: Scene) -> PairSample:
-    "The first frame with the second and the scene."
-    maps = {field.name: getattr(first, field.name) for field in fields(Sample)}
-    maps["name"] = f"{scene.name}/{first.name.rsplit('/', 1)[-1]}+{second.name.rsplit('/', 1)[-1]}"
-    return PairSample(**maps, second=second, scene=scene)
+        raise ValueError(f"minimum is {minimum} and k_threshold {k_threshold}; needs a share above 0 and at most 1, "
+                         "and a number above 0")
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #framepairs
 class FramePairs:
     """Pairs of frames of one scene that overlap, as PairSamples; `len` is the number of pairs.
 
-    source: an `RGBDSequences`, a `RoomWorld`, or anything with `scenes` {name: numbers of its frames}, `[i] -> Sample` with depth, K and pose,
-    name, version, classes, split and skipped. minimum: overlap of a pair, a share above 0. cache: folder for one file a scene, None =
-    `runs_root()/cache/pairs`. sets: "surface", a number (the surface cut with that k), "truth" or "none". progress: show a bar. options:
-    voxel, k_threshold, min_vertices, tolerance, step of `make_scene`.
-    `pairs`: int64 (N, 3), number of the scene and of its two frames; `shares`: their overlaps; `skipped`: a sentence for each thing that was
-    left out; `counts`: scenes, usable frames, pairs tried, apart (sharing nothing) and kept ("pairs").
-    Raises: `ValueError`: an argument out of its range, no pair at all (says what was found), a damaged file in the cache (names it).
-    `ds[i]` raises BadSample when one of the two frames cannot be read.
+    source: an `RGBDSequences`, a `RoomWorld`, or anything with `scenes` {name: numbers of its frames}, `[i] -> Sample`
+    with depth, K and pose, name, version, classes, split and skipped. minimum: overlap of a pair, a share above 0.
+    cache: folder for one file a scene, None = `runs_root()/cache/pairs`. sets: "surface", a number (the surface cut
+    with that k), "truth" or "none". progress: show a bar. options: voxel, k_threshold, min_vertices, tolerance, step of
+    `make_scene`. `pairs`: int64 (N, 3), number of the scene and of its two frames; `shares`: their overlaps; `skipped`:
+    a sentence for each thing that was left out; `counts`: scenes, usable frames, pairs tried, apart (sharing nothing)
+    and kept ("pairs").
+    Raises: `ValueError`: an argument out of its range, no pair at all (says what was found), a damaged file in the
+    cache (names it). `ds[i]` raises BadSample when one of the two frames cannot be read.
     """
 
-    def __init__(self, source: Any, minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface", voxel: float = 0.02,
-                 k_threshold: float = 0.01, min_vertices: int = 20, tolerance: float = 0.05, step: int = 4, progress: bool = True):
+    def __init__(self, source: Any, minimum: float = 0.3, cache: str | Path | None = None,
+                 sets: str | float = "surface", voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20,
+                 tolerance: float = 0.05, step: int = 4, progress: bool = True):
         if isinstance(sets, int | float) and not isinstance(sets, bool):
             sets, k_threshold = "surface", float(sets)
         self.source = source = Rooms(source) if isinstance(source, RoomWorld) else source
         _check_options(source, minimum, sets, k_threshold)
-        options = {"minimum": minimum, "sets": sets, "voxel": voxel, "k_threshold": k_threshold, "min_vertices": min_vertices,
-                   "tolerance": tolerance, "step": step}
+        options = {"minimum": minimum, "sets": sets, "voxel": voxel, "k_threshold": k_threshold,
+                   "min_vertices": min_vertices, "tolerance": tolerance, "step": step}
         self.files = _scene_files(source, options, Path(cache or runs_root() / "cache" / "pairs"))
         _compute(source, self.files, options, progress)
         self.pairs, self.shares, self.skipped, self.counts = _assemble(source, self.files, minimum)
-        self.name, self.classes, self.split, self._kept = f"{source.name}_pairs", source.classes, source.split, OrderedDict()
-        self.version = f"{source.version}-{hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]}"
+        self.name, self.classes, self.split = f"{source.name}_pairs", source.classes, source.split
+        digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
+        self.version, self._kept = f"{source.version}-{digest}", OrderedDict()
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -276,7 +286,8 @@ class FramePairs:
         """Scene `number` of `pairs`: its points, colours and sets."""
         if number not in self._kept:
             name = list(self.files)[number]
-            self._kept[number] = Scene(name, *map(torch.from_numpy, _load(self.files[name], "points", "colours", "sets")))
+            parts = _load(self.files[name], "points", "colours", "sets")
+            self._kept[number] = Scene(name, *map(torch.from_numpy, parts))
         self._kept.move_to_end(number)
         if len(self._kept) > 16:
             self._kept.popitem(last=False)
@@ -285,23 +296,26 @@ class FramePairs:
     def __getitem__(self, index: int) -> PairSample:
         number, i, j = self.pairs[index].tolist()
         first, second, scene = self.source[i], self.source[j], self.scene(number)
-        return _pair(first, second, scene)
+        maps = {field.name: getattr(first, field.name) for field in fields(Sample)}
+        maps["name"] = f"{scene.name}/{first.name.rsplit('/', 1)[-1]}+{second.name.rsplit('/', 1)[-1]}"
+        return PairSample(**maps, second=second, scene=scene)
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_kept": OrderedDict()}
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #pairs-by-name
 def room_pairs(split: str = "train", count: int = 128, size: tuple[int, int] = (96, 128), seed: int = 0, views: int = 4,
-               minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface", voxel: float = 0.02,
-               k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+               minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
+               voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
     """`FramePairs` of the room world."""
     rooms = RoomWorld(split, count, size, seed, views)
     return FramePairs(rooms, minimum, cache, sets, voxel, k_threshold, min_vertices)
 
 
-def sequence_pairs(root: str | Path, layout: str = "auto", every: int = 25, scenes: str | Path | list[str] | None = None,
-                   minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface", voxel: float = 0.02,
-                   k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+def sequence_pairs(root: str | Path, layout: str = "auto", every: int = 25,
+                   scenes: str | Path | list[str] | None = None, minimum: float = 0.3, cache: str | Path | None = None,
+                   sets: str | float = "surface", voxel: float = 0.02, k_threshold: float = 0.01,
+                   min_vertices: int = 20) -> FramePairs:
     """`FramePairs` of posed scans, of every 25th frame as in Pri3D."""
     frames = RGBDSequences(root, layout, every, scenes)
     return FramePairs(frames, minimum, cache, sets, voxel, k_threshold, min_vertices)

@@ -8,6 +8,7 @@ __all__ = ['Make', 'StepBatches', 'Samples', 'PairViews', 'Batch', 'step_loader'
 # %% ../../nbs/02_data/08_loading.ipynb #d9813be6
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ from ..processes import die_with_parent
 
 # %% ../../nbs/02_data/08_loading.ipynb #stepbatches
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """Yields, micro-batch by micro-batch, the (epoch, index) keys that process `rank` of `world` loads from step `start` to `stop`.
+    """Yields, micro-batch by micro-batch, the (epoch, index) keys that process `rank` of `world` loads from step
+    `start` to `stop`.
 
     `batch_size` is global; it must be a multiple of `world * accumulate`.
     """
@@ -53,7 +55,8 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
 # %% ../../nbs/02_data/08_loading.ipynb #samples
 class Samples(Dataset):
-    """A dataset's samples, addressed by (epoch, index), each with the generator that augments it and messages of bad ones before it.
+    """A dataset's samples, addressed by (epoch, index), each with the generator that augments it and messages of bad
+    ones before it.
 
     dataset: anything with `len` and `[i] -> Sample`. smallest: height and width in pixels that an image must have.
     strict: raise on the first bad sample instead of taking the next one.
@@ -88,7 +91,8 @@ Make = Callable[[list[Sample], list[Generator]], tuple]
 class PairViews:
     """Two batches of views, one pair of each sample, as arguments of a method.
 
-    size: side of a view in pixels. scale: share of the image's area in a crop. normalize: bring depth to [0, 1] per image.
+    size: side of a view in pixels. scale: share of the image's area in a crop. normalize: bring depth to [0, 1] per
+    image.
     Raises: `ValueError` for a size that is not one number.
     """
 
@@ -98,13 +102,11 @@ class PairViews:
         self.size, self.scale, self.normalize, self.smallest = size, scale, normalize, (size, size)
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, View]:
-        pairs = []
-        for sample, generator in zip(samples, generators, strict=True):
-            if self.normalize and sample.depth is not None:
-                sample = replace(sample, depth=normalize_depth(sample.depth))
-            pairs.append(paired_views(sample, self.size, generator, self.scale))
-        first, second = zip(*pairs, strict=True)
-        return stack_views(list(first)), stack_views(list(second))
+        if self.normalize:
+            samples = [s if s.depth is None else replace(s, depth=normalize_depth(s.depth)) for s in samples]
+        pairs = [paired_views(sample, self.size, generator, self.scale)
+                 for sample, generator in zip(samples, generators, strict=True)]
+        return tuple(stack_views(list(views)) for views in zip(*pairs, strict=True))
 
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
@@ -129,21 +131,18 @@ class Batch:
         return self.finish(*self.inputs) if self.finish else self.inputs
 
 
-@dataclass(slots=True)
-class _Collate:
-    make: Make
-
-    def __call__(self, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
-        samples, generators, skipped = zip(*items, strict=True)
-        inputs, finish = self.make(list(samples), list(generators)), getattr(self.make, "finish", None)
-        return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
+def _collate(make: Make, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
+    samples, generators, skipped = zip(*items, strict=True)
+    inputs, finish = make(list(samples), list(generators)), getattr(make, "finish", None)
+    return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:
     die_with_parent()
 
 
-def step_loader(samples: Samples, make: Make, batches: StepBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+def step_loader(samples: Samples, make: Make, batches: StepBatches, workers: int = 0,
+                pin_memory: bool = False) -> DataLoader:
     """A loader of `Batch`es with `workers` processes (0: in this process). Its content does not depend on `workers`."""
-    return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=_Collate(make), pin_memory=pin_memory,
-                      worker_init_fn=_init_worker, prefetch_factor=4 if workers else None)
+    return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=partial(_collate, make),
+                      pin_memory=pin_memory, worker_init_fn=_init_worker, prefetch_factor=4 if workers else None)

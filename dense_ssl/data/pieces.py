@@ -6,6 +6,7 @@
 __all__ = ['cut_out', 'object_windows', 'Pieces']
 
 # %% ../../nbs/02_data/10_pieces.ipynb #6b59d6de
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -18,17 +19,14 @@ def cut_out(sample: Sample, top: int, left: int, height: int, width: int) -> Sam
     """The window of a sample, with all of its maps. The name tells the window."""
     window = (..., slice(top, top + height), slice(left, left + width))
     maps = {name: ids[window] for name in ("depth", *INDEX_MAPS) if (ids := getattr(sample, name)) is not None}
-    K = sample.K
-    if K is not None:
-        K = K.clone()
-        K[0, 2] -= left
-        K[1, 2] -= top
-    return Sample(sample.image[window], f"{sample.name}[{top}:{top + height},{left}:{left + width}]", depth_kind=sample.depth_kind, K=K,
-                  pose=sample.pose, **maps)
+    K = None if sample.K is None else sample.K - sample.K.new_tensor([[0, 0, left], [0, 0, top], [0, 0, 0]])
+    name = f"{sample.name}[{top}:{top + height},{left}:{left + width}]"
+    return replace(sample, image=sample.image[window], name=name, K=K, **maps)
 
 # %% ../../nbs/02_data/10_pieces.ipynb #object-windows
 def object_windows(sample: Sample, smallest: int) -> list[tuple[int, int, int, int]]:
-    """(top, left, height, width) of a square around every object of at least `smallest` pixels in height or width, inside the image.
+    """(top, left, height, width) of a square around every object of at least `smallest` pixels in height or width,
+    inside the image.
 
     Raises: `BadSample` when the sample has no labels.
     """
@@ -53,7 +51,8 @@ def object_windows(sample: Sample, smallest: int) -> list[tuple[int, int, int, i
 
 # %% ../../nbs/02_data/10_pieces.ipynb #pieces
 class Pieces:
-    """Pieces of a dataset's images as a dataset. kind: "patches", squares of a third of the height; "objects", see `object_windows`.
+    """Pieces of a dataset's images as a dataset. kind: "patches", squares of a third of the height; "objects", see
+    `object_windows`.
 
     smallest: of an object, in pixels; None: a third of the height, the side of a patch.
     Raises: `ValueError` for another kind; when no image has an object.
@@ -77,7 +76,8 @@ class Pieces:
             H, W = sample.image.shape[-2:]
             side = max(1, H // 3)
             if self.kind == "patches":
-                found += [(i, (top, left, side, side)) for top in range(0, H - side + 1, side) for left in range(0, W - side + 1, side)]
+                found += [(i, (top, left, side, side)) for top in range(0, H - side + 1, side)
+                          for left in range(0, W - side + 1, side)]
             else:
                 found += [(i, window) for window in object_windows(sample, self.smallest or side)]
         if not found:

@@ -8,12 +8,12 @@ __all__ = ['Make', 'write_map', 'check_tree', 'write_tree', 'finish_tree', 'Job'
 
 # %% ../../nbs/02_data/06_prepare.ipynb #5bea96d1
 import argparse
-import importlib
 import json
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import numpy as np
@@ -138,9 +138,7 @@ def finish_tree(images: ImageFolder, out: Path, suffix: str) -> bool:
 
     ValueError: every image was found bad.
     """
-    known: dict[str, str] = {}
-    for file in sorted((out / ".bad").glob("*.json")):
-        known |= read_json(file)
+    known = {name: why for file in sorted((out / ".bad").glob("*.json")) for name, why in read_json(file).items()}
     targets = dict(zip(images.names, _targets(images, out, suffix), strict=True))
     missing = [name for name, path in targets.items() if not path.is_file()]
     if any(name not in known for name in missing):
@@ -179,9 +177,8 @@ def read_job(path: str | Path) -> Job:
 # %% ../../nbs/02_data/06_prepare.ipynb #factory
 def _factory(name: str) -> Callable[..., Make]:
     "The function named 'module:function'; ValueError if there is none."
-    module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        return resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"factory is {name!r}; needs an importable 'module:function' ({error})") from None
 
@@ -227,7 +224,8 @@ def prepare_tree(
     file = Path(log_dir) / "job.json"
     write_json(file, job.model_dump())
     command = [sys.executable, "-m", "dense_ssl.data.prepare", f"--job={file}", f"--shards={processes}", "--shard"]
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))  # who shares the machine says so
+    # who shares the machine says so
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
     return read_json(Path(job.out) / "done.json")
 

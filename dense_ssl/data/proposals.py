@@ -19,6 +19,7 @@ from skimage.measure import label
 from skimage.segmentation import felzenszwalb, watershed
 from torch import Tensor
 
+from ..core import find_named
 from .prepare import Make
 from .views import BadSample, Sample
 from ..geometry.camera import read_intrinsics
@@ -34,7 +35,8 @@ def truth_regions(labels: Tensor, instances: Tensor | None = None) -> Tensor:
     Returns: int64 (H, W) from 0 without gaps, -1 where the label is void. Raises: `ValueError` for another shape.
     """
     if labels.ndim != 2 or (instances is not None and instances.shape != labels.shape):
-        raise ValueError(f"labels {tuple(labels.shape)} and instances {None if instances is None else tuple(instances.shape)} need one shape (H, W)")
+        raise ValueError(f"labels {tuple(labels.shape)} and instances "
+                         f"{None if instances is None else tuple(instances.shape)} need one shape (H, W)")
     pair = labels.long()
     if instances is not None:
         low = int(instances.min())
@@ -44,18 +46,22 @@ def truth_regions(labels: Tensor, instances: Tensor | None = None) -> Tensor:
 
 # %% ../../nbs/02_data/07_proposals.ipynb #edge-hierarchy
 def edge_hierarchy(image: np.ndarray, threshold: float = 6.0, sigma: float = 1.0) -> np.ndarray:
-    """Watershed basins of the colour gradient, merged by their mean border gradient up to `threshold`; stands in for owt-ucm.
+    """Watershed basins of the colour gradient, merged by their mean border gradient up to `threshold`; stands in for
+    owt-ucm.
 
-    image: uint8 (H, W, 3). threshold: mean gradient (Sobel, CIELAB units) up to which borders are dissolved. sigma: smoothing, pixels.
+    image: uint8 (H, W, 3). threshold: mean gradient (Sobel, CIELAB units) up to which borders are dissolved. sigma:
+    smoothing, pixels.
     Returns: int64 (H, W) from 0 without gaps.
     """
     smooth = gaussian(rgb2lab(image), sigma=sigma, channel_axis=-1)
     gradient = np.sqrt(sum(sobel(smooth[..., c]) ** 2 for c in range(3)))
     basins = watershed(gradient)
-    if basins.max() <= 1:                                               # one basin, or not a single minimum in a flat image
+    # one basin, or not a single minimum in a flat image
+    if basins.max() <= 1:
         return np.zeros(basins.shape, np.int64)
     graph = rag_boundary(basins, gradient, connectivity=1)
-    return merge_hierarchical(basins, graph, threshold, rag_copy=False, in_place_merge=True, merge_func=_joined, weight_func=_border).astype(np.int64)
+    return merge_hierarchical(basins, graph, threshold, rag_copy=False, in_place_merge=True, merge_func=_joined,
+                              weight_func=_border).astype(np.int64)
 
 
 def _joined(graph, source: int, target: int) -> None:
@@ -74,19 +80,9 @@ def _config(options: dict[str, Any]) -> RegionConfig:
     try:
         return RegionConfig(**options)
     except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, found {e['input']!r}" for e in error.errors())
+        found = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, found {e['input']!r}"
+                          for e in error.errors())
         raise ValueError(f"options of coherent regions: {found}") from None
-
-
-def _coherent(sample: Sample, intrinsics: Any = None, **options: Any) -> np.ndarray:
-    config = _config(options)
-    return coherent_regions(_picture(sample), sample.depth, _camera(sample, "coherent regions need", intrinsics), config, sample.depth_kind)
-
-
-def _surface(sample: Sample, intrinsics: Any = None, k_threshold: float = 0.01, min_vertices: int = 20, jump: float = 0.05,
-             smooth: float = 0.0) -> np.ndarray:
-    K = _camera(sample, "surface segments need", intrinsics)
-    return segment_depth(metric_depth(sample.depth, sample.depth_kind).numpy(), K, k_threshold, min_vertices, jump, smooth)
 
 
 def _camera(sample: Sample, need: str, intrinsics: Any) -> Tensor:
@@ -97,6 +93,16 @@ def _camera(sample: Sample, need: str, intrinsics: Any) -> Tensor:
         raise ValueError(f"{sample.name} has no intrinsics; {need} them: give intrinsics, a JSON file with width, height "
                          "and K, or four fractions (fx / width, fy / height, cx / width, cy / height)")
     return sample.K if sample.K is not None else read_intrinsics(intrinsics, tuple(sample.image.shape[-2:]))
+
+# %% ../../nbs/02_data/07_proposals.ipynb #kinds
+def _coherent(sample: Sample, intrinsics: Any = None, **options: Any) -> np.ndarray:
+    config, K = _config(options), _camera(sample, "coherent regions need", intrinsics)
+    return coherent_regions(_picture(sample), sample.depth, K, config, sample.depth_kind)
+
+
+def _surface(sample: Sample, intrinsics: Any = None, **options: Any) -> np.ndarray:
+    K = _camera(sample, "surface segments need", intrinsics)
+    return segment_depth(metric_depth(sample.depth, sample.depth_kind).numpy(), K, **options)
 
 
 def _truth(sample: Sample) -> Tensor:
@@ -113,24 +119,24 @@ PROPOSALS = {
     "coherent": _coherent,
     "surface": _surface,
     "truth": _truth,
-    "slic": lambda sample, count=100, compactness=10.0, sigma=1.0: superpixels(_picture(sample), count, compactness, sigma),
-    "felzenszwalb": lambda sample, scale=100.0, sigma=0.8, min_size=20: felzenszwalb(_picture(sample), scale, sigma, min_size),
-    "edges": lambda sample, threshold=6.0, sigma=1.0: edge_hierarchy(_picture(sample), threshold, sigma),
+    "slic": lambda sample, count=100, **options: superpixels(_picture(sample), count, **options),
+    "felzenszwalb": lambda sample, scale=100.0, **options: felzenszwalb(_picture(sample), scale, **options),
+    "edges": lambda sample, **options: edge_hierarchy(_picture(sample), **options),
 }
 
 
 def propose(sample: Sample, kind: str = "coherent", **options: Any) -> Tensor:
     """Regions of one sample: int64 (H, W), from 0, -1 = none.
 
-    kind: "coherent" (needs depth and intrinsics; options: `intrinsics` for samples without K, and those of `RegionConfig`), "surface" (smooth
-    pieces of the depth's surface, needs the same; options: `intrinsics`, k_threshold, min_vertices, jump, smooth), "truth" (needs labels),
-    "slic" (count, compactness, sigma), "felzenszwalb" (scale, sigma, min_size), "edges" (threshold, sigma).
+    kind: "coherent" (needs depth and intrinsics; options: `intrinsics` for samples without K, and those of
+    `RegionConfig`), "surface" (smooth pieces of the depth's surface, needs the same; options: `intrinsics`,
+    k_threshold, min_vertices, jump, smooth), "truth" (needs labels), "slic" (count, compactness, sigma), "felzenszwalb"
+    (scale, sigma, min_size), "edges" (threshold, sigma).
     Raises: `ValueError` for an unknown kind or option, and when the sample lacks what the kind needs.
     """
-    if kind not in PROPOSALS:
-        raise ValueError(f"kind is {kind!r}; needs one of {', '.join(PROPOSALS)}")
+    make = find_named("kind", kind, PROPOSALS)
     try:
-        return torch.as_tensor(PROPOSALS[kind](sample, **options)).long()
+        return torch.as_tensor(make(sample, **options)).long()
     except TypeError as error:
         if "argument" not in str(error):
             raise
@@ -145,8 +151,7 @@ class Proposed:
     """
 
     def __init__(self, dataset: Any, kind: str = "coherent", **options: Any):
-        if kind not in PROPOSALS:
-            raise ValueError(f"kind is {kind!r}; needs one of {', '.join(PROPOSALS)}")
+        find_named("kind", kind, PROPOSALS)
         self.dataset, self.kind, self.options = dataset, kind, options
         for name in ("name", "version", "classes", "split", "names"):
             if hasattr(dataset, name):
@@ -164,14 +169,14 @@ NO_REGION = 65535
 
 
 def regions(kind: str = "coherent", intrinsics: Any = None, **options: Any) -> Make:
-    """A maker of region maps for `prepare` jobs: make(sample) -> int64 (H, W), `NO_REGION` (65535) = none; `make.kind` is "regions".
+    """A maker of region maps for `prepare` jobs: make(sample) -> int64 (H, W), `NO_REGION` (65535) = none; `make.kind`
+    is "regions".
 
-    kind, options: as for `propose`. intrinsics: for images without their own, a JSON file or {"width", "height", "K"}, or four
-    fractions; needed for "coherent" and "surface" on folders. Raises: `ValueError` for an unknown kind or option. `make` raises `BadSample` for an
-    image with more than 65535 regions.
+    kind, options: as for `propose`. intrinsics: for images without their own, a JSON file or {"width", "height", "K"},
+    or four fractions; needed for "coherent" and "surface" on folders. Raises: `ValueError` for an unknown kind or
+    option. `make` raises `BadSample` for an image with more than 65535 regions.
     """
-    if kind not in PROPOSALS:
-        raise ValueError(f"kind is {kind!r}; needs one of {', '.join(PROPOSALS)}")
+    find_named("kind", kind, PROPOSALS)
     if kind == "coherent":
         _config(options)
     if kind in ("coherent", "surface"):

@@ -7,7 +7,6 @@ __all__ = ['read_pose', 'RGBDSequences']
 
 # %% ../../nbs/02_data/03_sequences.ipynb #fb22be2b
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -25,33 +24,26 @@ from ..geometry.depth import read_sensor_depth
 from ..geometry.reprojection import check_pose
 
 # %% ../../nbs/02_data/03_sequences.ipynb #listing
-_LAYOUTS = {"scannet": ("color/", "depth/", "pose/"), "flat": (".color", ".depth", ".pose")}
+_LAYOUTS = {  # where colour, depth and pose lie, what follows a frame's stem, and its suffixes
+    "scannet": (("color/*", "", (".jpg", ".jpeg", ".png")), ("depth/*", "", (".png",)), ("pose/*", "", (".txt",))),
+    "flat": (("*.color.*", ".color", (".jpg", ".jpeg", ".png")), ("*.depth.*", ".depth", (".png",)),
+             ("*.pose.*", ".pose", (".txt",)))}
 
 
 def _listing(folder: Path, layout: str) -> list[dict[str, str]]:
     "File names of colour, depth and pose, each by the frame's stem."
-    found: list[dict[str, str]] = [{}, {}, {}]
-    for files, mark, suffixes in zip(found, _LAYOUTS[layout], ((".jpg", ".jpeg", ".png"), (".png",), (".txt",)), strict=True):
-        place = folder / mark if layout == "scannet" else folder
-        for entry in os.scandir(place) if place.is_dir() else ():
-            stem, suffix = os.path.splitext(entry.name)
-            if suffix.lower() in suffixes and stem[0] != "." and (layout == "scannet" or stem.endswith(mark)):
-                files[stem if layout == "scannet" else stem.removesuffix(mark)] = (mark if layout == "scannet" else "") + entry.name
-    return found
+    return [{path.stem.removesuffix(mark): path.relative_to(folder).as_posix() for path in folder.glob(pattern)
+             if path.suffix.lower() in suffixes and path.name[0] != "."} for pattern, mark, suffixes in _LAYOUTS[layout]]
 
 
 def _layout(folder: Path, layout: str) -> str | None:
     "Which of the layouts the frames directly in `folder` have; None where there are none."
-    kinds = {"scannet": sum((folder / d).is_dir() for d in ("color", "depth", "pose")) > 1,           # one of them may not have arrived
+    # of ScanNet's three folders one may not have arrived
+    kinds = {"scannet": sum((folder / d).is_dir() for d in ("color", "depth", "pose")) > 1,
              "flat": any(any(folder.glob(p)) for p in ("*.pose.txt", "*.depth.png"))}
     return next((kind for kind in kinds if kinds[kind] and layout in ("auto", kind)), None)
 
 # %% ../../nbs/02_data/03_sequences.ipynb #number
-def _number(stem: str) -> tuple[float, str]:
-    "Frames in the order of their numbers; names that are none come last."
-    return (int(stem) if stem.isdigit() else float("inf"), stem)
-
-
 def _read_matrix(path: Path) -> np.ndarray:
     "The numbers of a text file as a square matrix, float64; ValueError naming the file."
     try:
@@ -66,7 +58,8 @@ def _read_matrix(path: Path) -> np.ndarray:
 def read_pose(path: str | Path) -> Tensor:
     """The pose in a text file of sixteen numbers: float32 (4, 4), camera to world, metres.
 
-    Raises: `ValueError` naming the file: missing, not sixteen numbers, not finite (ScanNet's lost frames), or not a rotation and a shift.
+    Raises: `ValueError` naming the file: missing, not sixteen numbers, not finite (ScanNet's lost frames), or not a
+    rotation and a shift.
     """
     matrix = _read_matrix(Path(path))
     if matrix.shape != (4, 4):
@@ -75,7 +68,8 @@ def read_pose(path: str | Path) -> Tensor:
 
 # %% ../../nbs/02_data/03_sequences.ipynb #scan-intrinsics
 def _scan_intrinsics(folder: Path, depth: tuple[int, int], colour: tuple[int, int]) -> Tensor:
-    "K of a ScanNet scene for depth maps of size (H, W); ValueError naming the file if it, or the colour camera's, belongs to another size."
+    """K of a ScanNet scene for depth maps of size (H, W); ValueError naming the file if it, or the colour camera's,
+    belongs to another size."""
     path = folder / "intrinsic" / "intrinsic_depth.txt"
     K = _central(path, depth)
     other = path.with_name("intrinsic_color.txt")
@@ -83,8 +77,10 @@ def _scan_intrinsics(folder: Path, depth: tuple[int, int], colour: tuple[int, in
         corners = torch.tensor([[0.0, 0, 1], [depth[1] - 1, depth[0] - 1, 1]]).T
         seen = resize_intrinsics(_central(other, colour), colour, depth) @ torch.linalg.inv(K) @ corners
         if (seen - corners).abs().max() > 0.05 * depth[1]:
-            raise ValueError(f"{other}: sees another part of the scene than intrinsic_depth.txt (images {colour[1]} x {colour[0]}, depth "
-                             f"{depth[1]} x {depth[0]} pixels); needs images of the depth's field of view, or no such file where they have it")
+            raise ValueError(f"{other}: sees another part of the scene than intrinsic_depth.txt (images {colour[1]} x "
+                             f"{colour[0]}, depth "
+                             f"{depth[1]} x {depth[0]} pixels); needs images of the depth's field of view, or no such "
+                             "file where they have it")
     return K
 
 
@@ -92,7 +88,8 @@ def _central(path: Path, size: tuple[int, int]) -> Tensor:
     "Intrinsics of a text file, whose principal point must lie in the middle half of an image of `size`."
     K = check_intrinsics(torch.from_numpy(_read_matrix(path)[:3, :3]), size, str(path))
     if abs(K[0, 2] - (size[1] - 1) / 2) > size[1] / 4 or abs(K[1, 2] - (size[0] - 1) / 2) > size[0] / 4:
-        raise ValueError(f"{path}: has its principal point at ({K[0, 2]:g}, {K[1, 2]:g}), far from the middle of an image of {size[1]} x {size[0]} "
+        raise ValueError(f"{path}: has its principal point at ({K[0, 2]:g}, {K[1, 2]:g}), far from the middle of an "
+                         f"image of {size[1]} x {size[0]} "
                          "pixels: it belongs to another size; needs intrinsics of the stored images")
     return K
 
@@ -104,11 +101,14 @@ def _find_scenes(root: Path, layout: str, wanted: str | Path | Iterable[str] | N
     places = [root] if _layout(root, layout) else sorted(p for p in root.iterdir() if p.is_dir())
     found = {p.resolve().name: (p, kind) for p in places if (kind := _layout(p, layout))}
     if not found:
-        raise ValueError(f"{root}: holds no scene of layout {layout!r}; needs folders with color/, depth/ and pose/, or with NNNN.color.jpg, "
-                         f"NNNN.depth.png and NNNN.pose.txt; found {', '.join(sorted(p.name for p in root.iterdir())[:5]) or 'nothing'}")
+        raise ValueError(f"{root}: holds no scene of layout {layout!r}; needs folders with color/, depth/ and pose/, "
+                         "or with NNNN.color.jpg, "
+                         f"NNNN.depth.png and NNNN.pose.txt; found "
+                         f"{', '.join(sorted(p.name for p in root.iterdir())[:5]) or 'nothing'}")
     names = found if wanted is None else Path(wanted).read_text().split() if isinstance(wanted, str | Path) else list(wanted)
     if missing := [n for n in names if n not in found]:
-        raise ValueError(f"{root}: has no scene {missing[0]!r} ({len(missing)} of {len(names)} wanted ones are missing)")
+        raise ValueError(f"{root}: has no scene {missing[0]!r} ({len(missing)} of {len(names)} wanted ones are "
+                         "missing)")
     return {n: found[n] for n in names}
 
 
@@ -117,7 +117,9 @@ def _frames(folder: Path, layout: str, every: int) -> tuple[list[tuple[str, str,
     files, frames, poses, skipped = _listing(folder, layout), [], [], []
     if none := [what for what, there in zip(("colour", "depth", "pose"), files, strict=True) if not there]:
         return frames, poses, [f"{folder}: has no {' and no '.join(none)} files at all"]
-    for stem in sorted(set().union(*files), key=_number)[::every]:
+    # in the order of their numbers; names that are none come last
+    stems = sorted(set().union(*files), key=lambda stem: (int(stem) if stem.isdigit() else float("inf"), stem))
+    for stem in stems[::every]:
         missing = [what for what, there in zip(("colour", "depth", "pose"), files, strict=True) if stem not in there]
         try:
             if missing:
@@ -137,39 +139,47 @@ def _read_frame(folder: Path, layout: str, colour: str, depth: str, name: str, p
     try:
         metres = read_sensor_depth(folder / depth)
         size, stored = tuple(metres.shape), tuple(image.shape[-2:])
-        K = _scan_intrinsics(folder, size, stored) if layout == "scannet" else read_intrinsics(folder / "camera.json", size)
+        K = _scan_intrinsics(folder, size, stored) if layout == "scannet" else read_intrinsics(folder / "camera.json",
+                                                                                               size)
     except ValueError as error:
         raise BadSample(str(error)) from None
     if not metres.isfinite().any():
         raise BadSample(f"{folder / depth}: has no pixel with depth")
-    return Sample(image=image if stored == size else TF.resize(image, list(size), antialias=True), name=name, depth=metres, K=K, pose=pose)
+    return Sample(image=image if stored == size else TF.resize(image, list(size), antialias=True), name=name,
+                  depth=metres, K=K, pose=pose)
 
 # %% ../../nbs/02_data/03_sequences.ipynb #rgbdsequences
 class RGBDSequences:
     """Posed RGB-D frames, scene by scene; `ds[i]` is a Sample with image, depth in metres, K and pose.
 
-    root: a folder of scenes, or one scene. layout: "scannet" (color/, depth/, pose/, intrinsic/), "flat" (NNNN.color.jpg, NNNN.depth.png,
-    NNNN.pose.txt, camera.json) or "auto". every: keep every so many frames of a scene. scenes: names of the scenes to keep, or a text file
-    of them. `scenes`: the frames' numbers of each scene, {name: range}. `skipped`: a sentence for each frame or scene that cannot be used.
-    Raises: `ValueError`: no scene in root, no usable frame, an unknown layout, a named scene that is not there. `ds[i]` raises BadSample.
+    root: a folder of scenes, or one scene. layout: "scannet" (color/, depth/, pose/, intrinsic/), "flat"
+    (NNNN.color.jpg, NNNN.depth.png, NNNN.pose.txt, camera.json) or "auto". every: keep every so many frames of a scene.
+    scenes: names of the scenes to keep, or a text file of them. `scenes`: the frames' numbers of each scene, {name:
+    range}. `skipped`: a sentence for each frame or scene that cannot be used.
+    Raises: `ValueError`: no scene in root, no usable frame, an unknown layout, a named scene that is not there. `ds[i]`
+    raises BadSample.
     """
 
     classes, split = None, "all"
 
-    def __init__(self, root: str | Path, layout: str = "auto", every: int = 1, scenes: str | Path | Iterable[str] | None = None):
+    def __init__(self, root: str | Path, layout: str = "auto", every: int = 1, scenes: str | Path | Iterable[str]
+                 | None = None):
         if layout not in ("auto", *_LAYOUTS) or every < 1:
-            raise ValueError(f"layout is {layout!r} and every is {every}; needs one of auto, {', '.join(_LAYOUTS)}, and at least 1")
+            raise ValueError(f"layout is {layout!r} and every is {every}; needs one of auto, {', '.join(_LAYOUTS)}, "
+                             "and at least 1")
         self.root, self.every, self.skipped, self.scenes = Path(root), every, [], {}
         self.name, self._files, self._poses = self.root.resolve().name, [], []
         self._places = _find_scenes(self.root, layout, scenes)
-        for scene, (folder, kind) in tqdm(self._places.items(), desc="scenes", unit="scene", disable=len(self._places) < 50):
+        for scene, (folder, kind) in tqdm(self._places.items(), desc="scenes", unit="scene",
+                                          disable=len(self._places) < 50):
             frames, poses, skipped = _frames(folder, kind, every)
             if frames:
                 self.scenes[scene] = range(len(self._files), len(self._files) + len(frames))
             self._files += [(scene, *frame) for frame in frames]
             self._poses, self.skipped = self._poses + poses, self.skipped + skipped
         if not self._files:
-            raise ValueError(f"{root}: none of its frames can be used; the first of {len(self.skipped)} reasons: {self.skipped[0]}")
+            raise ValueError(f"{root}: none of its frames can be used; the first of {len(self.skipped)} reasons: "
+                             f"{self.skipped[0]}")
         self.settings, self._poses = {"root": str(self.root.resolve()), "every": every}, torch.stack(self._poses)
         self.version = hashlib.sha256("".join(map(self.key, self.scenes)).encode()).hexdigest()[:8]
 
@@ -184,7 +194,8 @@ class RGBDSequences:
         """A text that changes when the scene has other frames, poses or another mesh."""
         poses = hashlib.sha256(self._poses[list(self.scenes[scene])].numpy().tobytes()).hexdigest()[:12]
         meshes = sorted(p for kind in ("*.ply", "*.segs.json") for p in self._places[scene][0].glob(kind))
-        return " ".join([scene, poses, *(self._files[i][1] for i in self.scenes[scene]), *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
+        return " ".join([scene, poses, *(self._files[i][1] for i in self.scenes[scene]),
+                         *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
 
     def surface(self, scene: str, k_threshold: float | None, min_vertices: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Vertices (V, 3) and set ids (V,) of the scene's mesh, see `scan_surface`; None where it has no mesh."""

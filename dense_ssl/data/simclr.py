@@ -23,24 +23,29 @@ _NOTHING = {"labels": 255, "depth": torch.nan}
 def turned_cut(sample: Sample, crop: Crop, size: tuple[int, int], angle: float) -> tuple[Tensor, View]:
     """Cut `crop` out of a sample, turned by `angle` degrees about its centre, as a view of `size` = (h, w).
 
-    Returns the view's image as uint8 (for colour augmentation) and the view with all maps and the plain image. Outside of the source: mean
-    colour, ids -1, labels 255, depth nan; `xy` goes on. With angle 0 it is `cut`, but for depth, which is read at the nearest pixel.
+    Returns the view's image as uint8 (for colour augmentation) and the view with all maps and the plain image. Outside
+    of the source: mean colour, ids -1, labels 255, depth nan; `xy` goes on. With angle 0 it is `cut`, but for depth,
+    which is read at the nearest pixel.
     """
     x, y = _positions(crop, size, angle)
     H, W = sample.image.shape[-2:]
     inside = (x >= -0.5) & (x <= W - 0.5) & (y >= -0.5) & (y <= H - 0.5)
     rows, columns = ((p + 0.5).floor().long().clamp(0, n - 1) for p, n in ((y, H), (x, W)))
     present = {name: values for name in (*INDEX_MAPS, "depth") if (values := getattr(sample, name)) is not None}
-    maps = {name: torch.where(inside, values[rows, columns], _NOTHING.get(name, -1)) for name, values in present.items()}
-    image = torch.where(inside, _colours(sample.image, x, y, crop, size), 255 * torch.tensor(IMAGENET_MEAN)[:, None, None]).round().to(torch.uint8)
-    return image, View(image=normalize_image(image), xy=torch.stack([x, y]).float(), crop=torch.tensor(crop[2:4], dtype=torch.float32),
+    maps = {name: torch.where(inside, values[rows, columns], _NOTHING.get(name, -1)) for name,
+            values in present.items()}
+    image = torch.where(inside, _colours(sample.image, x, y, crop, size),
+                        255 * torch.tensor(IMAGENET_MEAN)[:, None, None]).round().to(torch.uint8)
+    return image, View(image=normalize_image(image), xy=torch.stack([x, y]).float(),
+                       crop=torch.tensor(crop[2:4], dtype=torch.float32),
                        source=torch.tensor([H, W], dtype=torch.float32), **maps)
 
 
 def _positions(crop: Crop, size: tuple[int, int], angle: float) -> tuple[Tensor, Tensor]:
     "Source positions x, y, float64 (h, w), of the pixels of a turned crop."
     h, w = size
-    down, right = torch.meshgrid(torch.arange(h, dtype=torch.float64) + 0.5 - h / 2, torch.arange(w, dtype=torch.float64) + 0.5 - w / 2, indexing="ij")
+    down, right = torch.meshgrid(torch.arange(h, dtype=torch.float64) + 0.5 - h / 2,
+                                 torch.arange(w, dtype=torch.float64) + 0.5 - w / 2, indexing="ij")
     right = -right if crop.flip else right
     cos, sin = math.cos(math.radians(angle)), math.sin(math.radians(angle))
     return (crop.left + crop.width / 2 - 0.5 + crop.width / w * (cos * right - sin * down),
@@ -61,13 +66,15 @@ def _colours(image: Tensor, x: Tensor, y: Tensor, crop: Crop, size: tuple[int, i
 
 # %% ../../nbs/02_data/11_simclr.ipynb #cutout-2
 def cutout(image: Tensor, side: int, generator: Generator) -> Tensor:
-    """A copy of a floating-point image (C, h, w) with a square of at most `side` pixels, about a random pixel, filled with its mean colour.
+    """A copy of a floating-point image (C, h, w) with a square of at most `side` pixels, about a random pixel, filled
+    with its mean colour.
 
     Raises: `ValueError` for a side below 1.
     """
     if side < 1:
         raise ValueError(f"side is {side}; a cut-out has at least 1 pixel")
-    rows, columns = (slice(max(0, start), start + side) for start in (int(torch.randint(n, (), generator=generator)) - side // 2 for n in image.shape[-2:]))
+    rows, columns = (slice(max(0, start), start + side) for start in (int(torch.randint(n, (), generator=generator))
+                                                                      - side // 2 for n in image.shape[-2:]))
     image = image.clone()
     image[:, rows, columns] = image[:, rows, columns].mean((1, 2), keepdim=True)
     return image
@@ -76,11 +83,13 @@ def cutout(image: Tensor, side: int, generator: Generator) -> Tensor:
 SIMCLR = Colour(0.8, 0.8, 0.8, 0.2, jitter_p=0.8, grey_p=0.2, blur_p=0.5)
 
 
-def simclr_view(sample: Sample, size: tuple[int, int], generator: Generator, scale: tuple[float, float] = (0.08, 1.0), rotation: float = 10.0,
-                hole: float = 0.25, colour: Colour = SIMCLR) -> View:
-    """A random view of `size` = (h, w): crop of a share `scale` of the image, turned by up to `rotation` degrees, recoloured, with a hole.
+def simclr_view(sample: Sample, size: tuple[int, int], generator: Generator, scale: tuple[float, float] = (0.08, 1.0),
+                rotation: float = 10.0, hole: float = 0.25, colour: Colour = SIMCLR) -> View:
+    """A random view of `size` = (h, w): crop of a share `scale` of the image, turned by up to `rotation` degrees,
+    recoloured, with a hole.
 
-    hole: its side as a share of the view's shorter side, 0 = none. All maps go through the same crop, flip and rotation.
+    hole: its side as a share of the view's shorter side, 0 = none. All maps go through the same crop, flip and
+    rotation.
     """
     crop = random_crop(tuple(sample.image.shape[-2:]), generator, scale)
     angle = rotation * (2 * torch.rand((), generator=generator).item() - 1)
@@ -96,11 +105,13 @@ class SimCLRViews:
     Raises: `ValueError` for a number out of its range or another map.
     """
 
-    def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.08, 1.0), views: int = 1, rotation: float = 10.0,
+    def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.08, 1.0), views: int = 1,
+                 rotation: float = 10.0,
                  hole: float = 0.25, colour: Colour = SIMCLR, maps: tuple[str, ...] = ("auxiliary", "regions")):
         known = ("depth", *INDEX_MAPS)
         if views < 1 or not 0 <= rotation <= 180 or not 0 <= hole <= 1 or not 0 < scale[0] <= scale[1] <= 1 or set(maps) - set(known):
-            raise ValueError(f"needs views >= 1, rotation in [0, 180], hole in [0, 1], scale 0 < low <= high <= 1 and maps of {', '.join(known)}; "
+            raise ValueError(f"needs views >= 1, rotation in [0, 180], hole in [0, 1], scale 0 < low <= high <= 1 and "
+                             f"maps of {', '.join(known)}; "
                              f"found {views}, {rotation}, {hole}, {scale}, {maps}")
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.scale, self.views, self.rotation, self.hole, self.colour, self.smallest = scale, views, rotation, hole, colour, self.size
@@ -108,6 +119,7 @@ class SimCLRViews:
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, ...]:
         """A batch for each of the views: (B, ...) each."""
-        batches = [[simclr_view(replace(sample, **self.absent), self.size, generator, self.scale, self.rotation, self.hole, self.colour)
+        batches = [[simclr_view(replace(sample, **self.absent), self.size, generator, self.scale, self.rotation,
+                                self.hole, self.colour)
                     for _ in range(self.views)] for sample, generator in zip(samples, generators, strict=True)]
         return tuple(stack_views(list(batch)) for batch in zip(*batches, strict=True))

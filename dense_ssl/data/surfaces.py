@@ -20,9 +20,11 @@ from ..geometry.segments import read_mesh, read_segments, segment_graph, segment
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #fusion
 class Fusion:
-    """The mean point, colour and normal of all frames' pixels in each cell of a voxel grid whose corner is the world's origin.
+    """The mean point, colour and normal of all frames' pixels in each cell of a voxel grid whose corner is the world's
+    origin.
 
-    voxel: side of a cell in metres. Raises: `ValueError` if it is not positive, or a point lies more than a million cells from the origin.
+    voxel: side of a cell in metres. Raises: `ValueError` if it is not positive, or a point lies more than a million
+    cells from the origin.
     """
 
     def __init__(self, voxel: float = 0.02):
@@ -39,7 +41,8 @@ class Fusion:
         values = values[:, values.isfinite().all(0)].double().numpy()
         cells = np.floor(values[:3] / self.voxel)
         if cells.size and np.abs(cells).max() >= 2**20:
-            raise ValueError(f"{sample.name}: a point lies {np.abs(values[:3]).max():.0f} m from the origin; a grid of {self.voxel} m reaches "
+            raise ValueError(f"{sample.name}: a point lies {np.abs(values[:3]).max():.0f} m from the origin; a grid "
+                             f"of {self.voxel} m reaches "
                              f"{2**20 * self.voxel:.0f} m: is the pose in metres?")
         x, y, z = cells.astype(np.int64) + 2**20
         keys, into = np.unique(np.concatenate([self.keys, (x << 42) + (y << 21) + z]), return_inverse=True)
@@ -47,18 +50,20 @@ class Fusion:
         self.keys, self.sums = keys, np.stack([np.bincount(into, row, len(keys)) for row in values])
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points float32 (P, 3), colours uint8 (P, 3), normals float32 (P, 3), in the order of the cells: of the frames' order nothing is left."""
+        """Points float32 (P, 3), colours uint8 (P, 3), normals float32 (P, 3), in the order of the cells: of the
+        frames' order nothing is left."""
         mean = self.sums[:9] / self.sums[9]
         length = np.sqrt((mean[6:] ** 2).sum(0)).clip(1e-9)
         return mean[:3].T.astype(np.float32), mean[3:6].T.round().astype(np.uint8), (mean[6:] / length).T.astype(np.float32)
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #cloud-segments
-def cloud_segments(points: np.ndarray, normal: np.ndarray, voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20,
-                   neighbours: int = 8) -> np.ndarray:
+def cloud_segments(points: np.ndarray, normal: np.ndarray, voxel: float = 0.02, k_threshold: float = 0.01,
+                   min_vertices: int = 20, neighbours: int = 8) -> np.ndarray:
     """Smooth pieces of a fused cloud without a mesh: int32 (P,), -1 = a point without neighbour.
 
-    points, normal: (P, 3), world, normals of length 1. voxel: the cloud's grid, metres; points farther apart than three voxels are not linked.
-    k_threshold, min_vertices: of `geometry.segments.segment_graph`, whose errors this has. neighbours: how many a point is linked to.
+    points, normal: (P, 3), world, normals of length 1. voxel: the cloud's grid, metres; points farther apart than three
+    voxels are not linked. k_threshold, min_vertices: of `geometry.segments.segment_graph`, whose errors this has.
+    neighbours: how many a point is linked to.
     """
     if len(points) < 2:
         return np.full(len(points), -1, np.int32)
@@ -68,11 +73,14 @@ def cloud_segments(points: np.ndarray, normal: np.ndarray, voxel: float = 0.02, 
     return segment_graph(normal, points, np.stack([start[linked], end[linked]], 1), k_threshold, min_vertices)
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #scan-surface
-def scan_surface(folder: str | Path, k_threshold: float | None = 0.01, min_vertices: int = 20) -> tuple[np.ndarray, np.ndarray] | None:
-    """Vertices float (V, 3), world, and set ids int32 (V,) of a scan's mesh; None where `folder` has neither *_vh_clean_2.ply nor mesh.ply.
+def scan_surface(folder: str | Path, k_threshold: float | None = 0.01,
+                 min_vertices: int = 20) -> tuple[np.ndarray, np.ndarray] | None:
+    """Vertices float (V, 3), world, and set ids int32 (V,) of a scan's mesh; None where `folder` has neither
+    *_vh_clean_2.ply nor mesh.ply.
 
-    k_threshold: of the cut; None = no sets, -1 throughout. The segments that ScanNet ships for it (made with min_vertices 20) are used
-    where they are there. Raises: `ValueError` naming the file: unreadable, or segments for another number of vertices.
+    k_threshold: of the cut; None = no sets, -1 throughout. The segments that ScanNet ships for it (made with
+    min_vertices 20) are used where they are there. Raises: `ValueError` naming the file: unreadable, or segments for
+    another number of vertices.
     """
     meshes = [*sorted(Path(folder).glob("*_vh_clean_2.ply")), *Path(folder).glob("mesh.ply")]
     if not meshes:
@@ -87,7 +95,8 @@ def scan_surface(folder: str | Path, k_threshold: float | None = 0.01, min_verti
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #scan-labels
 def scan_labels(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
-    """Vertices float (V, 3), world, and classes int32 (V,), -1 = none, of a scan's labelled mesh, *_vh_clean_2.labels.ply.
+    """Vertices float (V, 3), world, and classes int32 (V,), -1 = none, of a scan's labelled mesh,
+    *_vh_clean_2.labels.ply.
 
     Raises: `ValueError` naming the folder or file: no such mesh, unreadable, or without the vertex property "label".
     """
@@ -95,11 +104,13 @@ def scan_labels(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     meshes = sorted(Path(folder).glob("*_vh_clean_2.labels.ply"))
     if not meshes:
-        raise ValueError(f"{folder}: has no *_vh_clean_2.labels.ply; true sets of a scan are the classes of its labelled mesh")
+        raise ValueError(f"{folder}: has no *_vh_clean_2.labels.ply; true sets of a scan are the classes of its "
+                         "labelled mesh")
     vertices, _ = read_mesh(meshes[0])
     properties = trimesh.load_mesh(meshes[0], file_type="ply", process=False).metadata["_ply_raw"]["vertex"]
     if "label" not in properties["properties"]:
-        raise ValueError(f"{meshes[0]}: its vertices have no property 'label', but {', '.join(properties['properties'])}")
+        raise ValueError(f"{meshes[0]}: its vertices have no property 'label', but "
+                         f"{', '.join(properties['properties'])}")
     labels = np.asarray(properties["data"]["label"]).astype(np.int32).reshape(-1)
     return vertices, np.where(labels > 0, labels, -1)
 
@@ -107,11 +118,13 @@ def scan_labels(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
 class Painting:
     """Mean colour of the pixels that see each vertex.
 
-    vertices: (V, 3), world, metres. tolerance: metres, see `visible`. clear: points (n, 3) and an eye (3,), float64, to bool (n,), whether
-    nothing lies between, where that is known better than from depth; only such vertices count as seen.
+    vertices: (V, 3), world, metres. tolerance: metres, see `visible`. clear: points (n, 3) and an eye (3,), float64, to
+    bool (n,), whether nothing lies between, where that is known better than from depth; only such vertices count as
+    seen.
     """
 
-    def __init__(self, vertices: np.ndarray, tolerance: float = 0.05, clear: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None):
+    def __init__(self, vertices: np.ndarray, tolerance: float = 0.05, clear: Callable[[np.ndarray, np.ndarray],
+                                                                                      np.ndarray] | None = None):
         self.vertices, self.tolerance, self.clear = torch.from_numpy(np.ascontiguousarray(vertices, np.float32)), tolerance, clear
         self.sums, self.counts = torch.zeros(len(vertices), 3, dtype=torch.float64), torch.zeros(len(vertices), dtype=torch.int64)
 
@@ -119,7 +132,8 @@ class Painting:
         """Look at the vertices with a frame that has depth, K and pose."""
         seen, pixel = visible(self.vertices, sample.depth, sample.K, sample.pose, self.tolerance)
         if self.clear:
-            seen[seen.clone()] = torch.from_numpy(self.clear(self.vertices[seen].double().numpy(), sample.pose[:3, 3].double().numpy()))
+            seen[seen.clone()] = torch.from_numpy(self.clear(self.vertices[seen].double().numpy(),
+                                                             sample.pose[:3, 3].double().numpy()))
         self.sums[seen] += sample.image[:, pixel[seen, 0], pixel[seen, 1]].T.double()
         self.counts += seen
 

@@ -26,7 +26,8 @@ def _check_points(name: str, values: np.ndarray) -> np.ndarray:
     bad = ~np.isfinite(values).all(1)
     if bad.any():
         first = bad.argmax()
-        raise ValueError(f"{name} has {bad.sum()} of {len(values)} rows that are not finite, the first is row {first}: {values[first].tolist()}")
+        raise ValueError(f"{name} has {bad.sum()} of {len(values)} rows that are not finite, the first is row "
+                         f"{first}: {values[first].tolist()}")
     return np.ascontiguousarray(values, np.float64)
 
 
@@ -55,7 +56,8 @@ def _check_cut(k_threshold: float, min_vertices: int) -> None:
         raise ValueError(f"min_vertices is {min_vertices}; needs a whole number, 0 or more")
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #face-normals
-_NORMAL, _WEIGHT = 2.0**-44, 2.0**-38  # unit normals and weights are whole multiples of these, so that no result hangs on the last bits of a float
+# unit normals and weights are whole multiples of these, so that no result hangs on the last bits of a float
+_NORMAL, _WEIGHT = 2.0**-44, 2.0**-38
 
 
 @njit(cache=True)
@@ -101,17 +103,20 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Mean of the unit normals of the faces around each vertex, not weighted by area and not made unit length again.
 
     vertices: (V, 3), any unit. faces: int (F, 3), corners counter-clockwise seen from outside.
-    Returns: float64 (V, 3), of length 1 where the surface is flat and shorter at a crease; 0 for a vertex of no face, or only of faces
-    without area. Does not depend on the order of faces. Raises: `ValueError` for another shape, a vertex that is not finite, a face out of range.
+    Returns: float64 (V, 3), of length 1 where the surface is flat and shorter at a crease; 0 for a vertex of no face,
+    or only of faces without area. Does not depend on the order of faces. Raises: `ValueError` for another shape, a
+    vertex that is not finite, a face out of range.
     """
     return _mean_normals(*_check_mesh(vertices, faces))
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #clean-mesh
 def clean_mesh(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A mesh without faces of no area (two equal corners, three on a line) and without the vertices that no other face uses.
+    """A mesh without faces of no area (two equal corners, three on a line) and without the vertices that no other face
+    uses.
 
-    vertices: (V, 3). faces: int (F, 3). Returns: vertices float64 (V', 3), faces int64 (F', 3), both in the old order, and index int64 (V',), the
-    old row of each vertex. Raises: `ValueError` for another shape, a vertex that is not finite, a face out of range, or when no face has area.
+    vertices: (V, 3). faces: int (F, 3). Returns: vertices float64 (V', 3), faces int64 (F', 3), both in the old order,
+    and index int64 (V',), the old row of each vertex. Raises: `ValueError` for another shape, a vertex that is not
+    finite, a face out of range, or when no face has area.
     """
     vertices, faces = _check_mesh(vertices, faces)
     faces = faces[_unit_normals(vertices, faces).any(1)]
@@ -154,13 +159,15 @@ def _find(parent, i):
 
 @njit(cache=True)
 def _join(edges, weights, parent, size, threshold, k_threshold, min_vertices):
-    "The two passes over sorted `edges` (E, 2); parent, size, threshold (P,) begin as pieces of one point and are left as the pieces."
+    """The two passes over sorted `edges` (E, 2); parent, size, threshold (P,) begin as pieces of one point and are left
+    as the pieces."""
     for second in range(2):
         for e in range(len(edges)):
             a, b, w = _find(parent, edges[e, 0]), _find(parent, edges[e, 1]), weights[e]
             if a == b:
                 continue
-            if (second and (size[a] < min_vertices or size[b] < min_vertices)) or (not second and w <= threshold[a] and w <= threshold[b]):
+            if (second and (size[a] < min_vertices or size[b] < min_vertices)) or (not second and w <= threshold[a]
+                                                                                   and w <= threshold[b]):
                 if size[a] < size[b]:
                     a, b = b, a
                 parent[b] = a
@@ -196,15 +203,17 @@ def _places(points: np.ndarray) -> np.ndarray:
     return rank
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #segment-graph
-def segment_graph(normals: np.ndarray, points: np.ndarray, edges: np.ndarray, k_threshold: float = 0.01, min_vertices: int = 20) -> np.ndarray:
+def segment_graph(normals: np.ndarray, points: np.ndarray, edges: np.ndarray, k_threshold: float = 0.01,
+                  min_vertices: int = 20) -> np.ndarray:
     """Smooth pieces of any graph of points with normals: a mesh, or a cloud and its nearest neighbours.
 
-    normals: (P, 3), of length at most 1, pointing to the same side of the surface everywhere. points: (P, 3), any unit. edges: int (E, 2), each
-    from a to b: the convexity test looks at the normal of b. An edge may occur more than once and both ways; then the lighter one counts.
-    k_threshold: k of tau = w + k / size. min_vertices: smaller pieces join a neighbour, where they have one.
-    Returns: int32 (P,), from 0 without gaps, -1 for a point of no edge. The partition does not depend on the order of the points, nor on that of
-    the edges except between points in the same place. Raises: `ValueError` for another shape, a number that is not finite, an edge out of range,
-    k_threshold not above 0, a negative min_vertices.
+    normals: (P, 3), of length at most 1, pointing to the same side of the surface everywhere. points: (P, 3), any unit.
+    edges: int (E, 2), each from a to b: the convexity test looks at the normal of b. An edge may occur more than once
+    and both ways; then the lighter one counts. k_threshold: k of tau = w + k / size. min_vertices: smaller pieces join
+    a neighbour, where they have one.
+    Returns: int32 (P,), from 0 without gaps, -1 for a point of no edge. The partition does not depend on the order of
+    the points, nor on that of the edges except between points in the same place. Raises: `ValueError` for another
+    shape, a number that is not finite, an edge out of range, k_threshold not above 0, a negative min_vertices.
     """
     _check_cut(k_threshold, min_vertices)
     points, normals = _check_points("points", points), _check_points("normals", normals)
@@ -214,7 +223,8 @@ def segment_graph(normals: np.ndarray, points: np.ndarray, edges: np.ndarray, k_
     weights = _weights(normals, points, edges)
     order = _light_first(points, edges, weights)
     piece, size = np.arange(len(points), dtype=np.int32), np.ones(len(points), np.int32)
-    _join(edges.astype(np.int32)[order], weights[order], piece, size, np.full(len(points), float(k_threshold)), float(k_threshold), int(min_vertices))
+    _join(edges.astype(np.int32)[order], weights[order], piece, size, np.full(len(points), float(k_threshold)),
+          float(k_threshold), int(min_vertices))
     used = np.zeros(len(points), bool)
     used[edges] = True
     out = np.full(len(points), -1, np.int32)
@@ -222,15 +232,17 @@ def segment_graph(normals: np.ndarray, points: np.ndarray, edges: np.ndarray, k_
     return out
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #segment-mesh
-def segment_mesh(vertices: np.ndarray, faces: np.ndarray, k_threshold: float = 0.01, min_vertices: int = 20) -> np.ndarray:
+def segment_mesh(vertices: np.ndarray, faces: np.ndarray, k_threshold: float = 0.01,
+                 min_vertices: int = 20) -> np.ndarray:
     """Smooth pieces of a mesh, the geometric consistency sets of the set-consistency paper (section 3.2).
 
-    vertices: (V, 3), any unit. faces: int (F, 3), corners counter-clockwise seen from outside. k_threshold: the paper's .01 (its Table 9: .01
-    to .05). min_vertices: smaller pieces join a neighbour, where they have one.
-    Returns: int32 (V,), from 0 without gaps, -1 for a vertex of no face. The partition does not depend on the numbers of the vertices, nor on
-    the order of the faces except between vertices in the same place; it does depend on which corner of a face is the first (see `_face_edges`).
-    Raises: `ValueError` for another shape, no face, a vertex that is not finite, a face out of range, k_threshold not above 0, a negative
-    min_vertices.
+    vertices: (V, 3), any unit. faces: int (F, 3), corners counter-clockwise seen from outside. k_threshold: the paper's
+    .01 (its Table 9: .01 to .05). min_vertices: smaller pieces join a neighbour, where they have one.
+    Returns: int32 (V,), from 0 without gaps, -1 for a vertex of no face. The partition does not depend on the numbers
+    of the vertices, nor on the order of the faces except between vertices in the same place; it does depend on which
+    corner of a face is the first (see `_face_edges`).
+    Raises: `ValueError` for another shape, no face, a vertex that is not finite, a face out of range, k_threshold not
+    above 0, a negative min_vertices.
     """
     _check_cut(k_threshold, min_vertices)
     vertices, faces = _check_mesh(vertices, faces)
@@ -238,7 +250,8 @@ def segment_mesh(vertices: np.ndarray, faces: np.ndarray, k_threshold: float = 0
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #goes-on
 def _goes_on(inverse: np.ndarray, axis: int, jump: float) -> np.ndarray:
-    "Whether the surface goes on from each pixel to the next along `axis`: one shorter there; False at a jump and beside a pixel without depth."
+    """Whether the surface goes on from each pixel to the next along `axis`: one shorter there; False at a jump and
+    beside a pixel without depth."""
     inverse = np.moveaxis(inverse, axis, 0)
     far = np.minimum(inverse[1:], inverse[:-1])
     step = np.abs(np.diff(inverse, axis=0)) / far  # |z - z'| / min(z, z')
@@ -258,14 +271,17 @@ def _smoothed(inverse: np.ndarray, down: np.ndarray, right: np.ndarray, smooth: 
     return inverse
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #grid-mesh
-def grid_mesh(depth: np.ndarray, K: np.ndarray, jump: float = 0.05, smooth: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def grid_mesh(depth: np.ndarray, K: np.ndarray, jump: float = 0.05,
+              smooth: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The mesh of a depth map: each pixel with a depth is a vertex, each 2 x 2 block two triangles, none across a jump.
 
-    depth: (H, W), z in metres; nan, infinite, zero and negative = none. K: (3, 3), pixels of this image. jump: two neighbours are cut apart where
-    their depths differ by more than this share of the nearer one and no straight continuation of 1/z explains it. smooth: standard deviation in
-    pixels over which 1/z is averaged first, never across a jump.
-    Returns: vertices float64 (V, 3), camera frame (x right, y down, z forward); faces int64 (F, 3), facing the camera, maybe none; pixel int64 (V,),
-    the flat index of each vertex. Raises: `ValueError` for another shape, a jump not above 0, a negative smooth, a K of another image.
+    depth: (H, W), z in metres; nan, infinite, zero and negative = none. K: (3, 3), pixels of this image. jump: two
+    neighbours are cut apart where their depths differ by more than this share of the nearer one and no straight
+    continuation of 1/z explains it. smooth: standard deviation in pixels over which 1/z is averaged first, never across
+    a jump.
+    Returns: vertices float64 (V, 3), camera frame (x right, y down, z forward); faces int64 (F, 3), facing the camera,
+    maybe none; pixel int64 (V,), the flat index of each vertex. Raises: `ValueError` for another shape, a jump not
+    above 0, a negative smooth, a K of another image.
     """
     depth = np.asarray(depth)
     if depth.ndim != 2 or not depth.size or depth.dtype.kind != "f":
@@ -285,12 +301,13 @@ def grid_mesh(depth: np.ndarray, K: np.ndarray, jump: float = 0.05, smooth: floa
     return points[good.ravel()], faces, np.flatnonzero(good)
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #segment-depth
-def segment_depth(depth: np.ndarray, K: np.ndarray, k_threshold: float = 0.01, min_vertices: int = 20, jump: float = 0.05,
-                  smooth: float = 0.0) -> np.ndarray:
+def segment_depth(depth: np.ndarray, K: np.ndarray, k_threshold: float = 0.01, min_vertices: int = 20,
+                  jump: float = 0.05, smooth: float = 0.0) -> np.ndarray:
     """Smooth pieces of the surface that one depth map shows: `segment_mesh` of `grid_mesh`.
 
     depth, K, jump, smooth: see `grid_mesh`. k_threshold, min_vertices: see `segment_mesh`; a vertex is a pixel.
-    Returns: int32 (H, W), from 0 without gaps; -1 without depth, and for a pixel that no triangle uses (cut off on all sides).
+    Returns: int32 (H, W), from 0 without gaps; -1 without depth, and for a pixel that no triangle uses (cut off on all
+    sides).
     Raises: `ValueError` as those two.
     """
     _check_cut(k_threshold, min_vertices)
@@ -304,7 +321,8 @@ def segment_depth(depth: np.ndarray, K: np.ndarray, k_threshold: float = 0.01, m
 def read_mesh(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """A mesh from a PLY file, vertices in the order of the file: float64 (V, 3) and faces int64 (F, 3).
 
-    Raises: `ValueError` that names the file: absent, not PLY, broken off, without faces, a vertex that is not finite, a face out of range.
+    Raises: `ValueError` that names the file: absent, not PLY, broken off, without faces, a vertex that is not finite, a
+    face out of range.
     """
     import trimesh  # over a second, which only reading a file should cost
 
@@ -328,18 +346,21 @@ def read_mesh(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/01_geometry/06_segments.ipynb #read-segments
 def read_segments(path: str | Path, vertices: int | None = None) -> np.ndarray:
-    """The pieces of a ScanNet scan, `*.segs.json`: int32 (V,), numbered from 0 without gaps; a negative number in the file stays -1, none.
+    """The pieces of a ScanNet scan, `*.segs.json`: int32 (V,), numbered from 0 without gaps; a negative number in the
+    file stays -1, none.
 
-    vertices: how many there must be, those of the mesh. Raises: `ValueError` that names the file: absent, not JSON, without "segIndices", entries
-    that are not whole numbers, another length.
+    vertices: how many there must be, those of the mesh. Raises: `ValueError` that names the file: absent, not JSON,
+    without "segIndices", entries that are not whole numbers, another length.
     """
     found = read_json(path)
     if not isinstance(found, dict) or "segIndices" not in found:
-        raise ValueError(f"{path} has no 'segIndices'; needs the JSON of ScanNet's segmentation, one whole number for each vertex")
+        raise ValueError(f"{path} has no 'segIndices'; needs the JSON of ScanNet's segmentation, one whole number for "
+                         "each vertex")
     ids = found["segIndices"]
     if not isinstance(ids, list) or not ids or not all(type(i) is int for i in ids):
         raise ValueError(f"{path}: 'segIndices' is not a list of whole numbers with at least one entry")
     if vertices is not None and len(ids) != vertices:
-        raise ValueError(f"{path} has {len(ids)} segment numbers and the mesh {vertices} vertices; needs as many: they belong to different meshes")
+        raise ValueError(f"{path} has {len(ids)} segment numbers and the mesh {vertices} vertices; needs as many: "
+                         "they belong to different meshes")
     names, out = np.unique(np.maximum(np.array(ids), -1), return_inverse=True)
     return (out - (names[0] < 0)).astype(np.int32)
