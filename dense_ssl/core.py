@@ -100,7 +100,10 @@ def read_json(path: str | Path) -> Any:
 
 # %% ../nbs/00_core.ipynb #find-named
 def find_named(what: str, name: str, table: Mapping[str, Any], *others: str) -> Any:
-    """`table[name]`. Raises: `ValueError` for an unknown `what`, saying which there are; `others` are known elsewhere."""
+    """`table[name]`, of a table of `what`; `others`: names that are known elsewhere.
+
+    Raises: `ValueError` for an unknown name, saying which there are.
+    """
     if name not in table:
         raise ValueError(f"{what} {name!r} is unknown; there are {', '.join([*others, *table])}")
     return table[name]

@@ -32,12 +32,12 @@ class Drawn(Maps):
     source: Tensor
     draws: Tensor
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #draw-row
 def draw_row(crop: Crop, drawn: Recolour) -> list[float]:
     """Top, left, height, width, flip; three times adjustment and factor; hue, grey, blur, solarize: 15 numbers."""
     return [*crop, *(number for step in drawn.steps for number in step), *drawn[1:]]
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #pad-samples
 def pad_samples(samples: list[Sample], draws: list[list[tuple[Crop, Recolour]]]) -> Drawn:
     """A batch of samples and the V draws of each. Raises: `ValueError` for a map that only some of them have."""
     sizes = [tuple(sample.image.shape[-2:]) for sample in samples]
@@ -94,7 +94,7 @@ def cut_images(image: Tensor, rows: Axis, columns: Axis) -> Tensor:
     narrow = (image.float().view(batch, channels * height, width) @ columns.triangles(width).mT).round()
     return (rows.triangles(height)[:, None] @ narrow.view(batch, channels, height, -1)).round()
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #cut-depths
 def cut_depths(depth: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """Averages over the valid pixels of each cell of depth (B, H, W), nan where there are none: (B, h, w)."""
     valid, (height, width) = depth.isfinite(), depth.shape[-2:]
@@ -102,7 +102,7 @@ def cut_depths(depth: Tensor, rows: Axis, columns: Axis) -> Tensor:
     total, weight = down @ depth.masked_fill(~valid, 0) @ across, down @ valid.float() @ across
     return (total / weight).masked_fill(weight <= 0, torch.nan)
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #cut-ids
 def cut_ids(ids: Tensor, rows: Axis, columns: Axis) -> Tensor:
     """Ids (B, H, W) at the centre of each cell: (B, h, w)."""
     each = torch.arange(len(ids), device=ids.device)[:, None, None]
@@ -113,14 +113,14 @@ def _grey(image: Tensor) -> Tensor:
     red, green, blue = image.split(1, 1)
     return red.mul(0.2989).add(green, alpha=0.587).add(blue, alpha=0.114).floor()
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #adjust-batch
 def adjust_batch(image: Tensor, adjustment: Tensor, factor: Tensor) -> Tensor:
     """Brightness (0), contrast (1) or saturation (2) of images (B, 3, h, w). Both numbers: float64 (B, 1, 1, 1)."""
     grey = _grey(image)
     other = torch.where(adjustment == 2, grey, (adjustment == 1) * grey.mean((1, 2, 3), keepdim=True))
     return (factor.float() * image + (1 - factor).float() * other).clamp(0, 255).floor()
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #shift-hue
 def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     """Shift the hue of images (B, 3, h, w) by `turns`, (B, 1, 1, 1)."""
     (low, high), (red, green, blue) = image.aminmax(dim=1, keepdim=True), image.split(1, 1)
@@ -131,7 +131,7 @@ def shift_hue(image: Tensor, turns: Tensor) -> Tensor:
     shifted = high - (high - low) * torch.minimum(k, 4 - k).clamp(0, 1)
     return (shifted * (255.999 / 255)).clamp(0, 255).floor()  # torchvision's way from [0, 1] to uint8
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #blur-batch
 def blur_batch(image: Tensor, sigma: Tensor) -> Tensor:
     """Gaussian blur of square images (B, 3, s, s), each with its own `sigma` (B,) in pixels, 0 = none."""
     side, reach = image.shape[-1], blur_kernel(image.shape[-1]) // 2
@@ -169,7 +169,7 @@ def make_views(drawn: Drawn, draws: Tensor, size: int) -> View:
     xy = torch.stack(torch.broadcast_tensors(x, y), 1)
     return View(image=image, xy=xy, crop=draws[:, 2:4].float(), source=drawn.source, **maps)
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #devicepairviews
 class DevicePairViews(PairViews):
     """`PairViews` in two parts: the loader draws and gives what was read, `finish` makes the views where that is."""
 
@@ -183,7 +183,7 @@ class DevicePairViews(PairViews):
             drawn = replace(drawn, depth=normalize_depth(drawn.depth))
         return tuple(make_views(drawn, draws, self.size) for draws in drawn.draws)
 
-
+# %% ../../nbs/02_data/12_device_views.ipynb #on-device
 def on_device(make: Make, method: str) -> DevicePairViews:
     """`make` in two parts. Raises: `ValueError` that names the method when it is not `PairViews`."""
     if type(make) is not PairViews:

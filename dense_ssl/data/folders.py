@@ -45,7 +45,7 @@ def read_image(path: str | Path) -> Tensor:
 # %% ../../nbs/02_data/01_folders.ipynb #list-images
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #list-images-2
 def list_images(root: str | Path, leave_out: Iterable[str | Path] = ()) -> list[str]:
     """Relative paths (with /) of all images below root, in a stable order, without those below `leave_out`.
 
@@ -85,7 +85,7 @@ CITYSCAPES_IDS = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 2
 CITYSCAPES = ["road", "sidewalk", "building", "wall", "fence", "pole", "traffic light", "traffic sign", "vegetation",
               "terrain", "sky", "person", "rider", "car", "truck", "bus", "train", "motorcycle", "bicycle"]
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #read-labels-2
 def read_labels(path: str | Path, classes: int | None = None, ids: dict[int, int] | None = None) -> Tensor:
     """Read class numbers as int64 (H, W), 255 = void: 8-bit grey or palette PNG, 16-bit PNG, integer .npy.
 
@@ -102,7 +102,7 @@ def read_labels(path: str | Path, classes: int | None = None, ids: dict[int, int
         raise BadSample(f"{path}: has the label {labels[wrong][0].item()}; needs 0 to {classes - 1}, or 255 for void")
     return labels
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #read-ids
 def read_ids(path: str | Path, none: int) -> Tensor:
     """Read region, instance or auxiliary ids as int64 (H, W); the stored number `none` becomes -1. BadSample as
     `read_labels`."""
@@ -115,14 +115,14 @@ def mirrored(tree: str | Path, name: str) -> Path | None:
     paths = (Path(tree, name).with_suffix(suffix) for suffix in (".png", ".npy"))
     return next((p for p in paths if p.is_file()), None)
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #same-size
 def same_size(path: Path, found: Tensor, image: Tensor) -> None:
     "BadSample unless the map `found` (H, W), read from path, has the image's height and width."
     if found.shape != image.shape[-2:]:
         sizes = [f"{w} x {h}" for h, w in (found.shape, image.shape[-2:])]
         raise BadSample(f"{path}: is {sizes[0]} pixels and its image is {sizes[1]}; needs the same width and height")
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #folder-depth
 def folder_depth(path: Path, image: Tensor, scale: float = 1.0, invalid: tuple[float, ...] = (0,)) -> Tensor:
     "The depth map (H, W) of an image; BadSample naming the file: unreadable, of another size, without a valid pixel."
     try:
@@ -145,7 +145,7 @@ def _kind(tree: Path | None, kind: str | None) -> str:
         raise ValueError(f"depth_kind is {found!r}, but {tree / 'tree.json'} says that the maps are {told!r}")
     return found
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #check-shared
 def _check_shared(names: list[str], **trees: Path | None) -> None:
     "ValueError if one of the trees has no map for any of the images."
     for what, tree in trees.items():
@@ -153,7 +153,7 @@ def _check_shared(names: list[str], **trees: Path | None) -> None:
             raise ValueError(f"{what}: {tree} has no map for any of the {len(names)} images; needs their relative "
                              f"paths, such as {Path(names[0]).with_suffix('.png')}")
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #map
 def _map(tree: Path, image: Path, name: str) -> Path:
     "The map of one image; BadSample if there is none."
     path = mirrored(tree, name)
@@ -198,7 +198,16 @@ def _listed(file: Path, names: list[str]) -> list[str]:
 # %% ../../nbs/02_data/01_folders.ipynb #imagefolder
 NONE = {"regions": 65535, "auxiliary": 255, "instances": 255}  # how a tree of ids stores "none"
 
+# %% ../../nbs/02_data/01_folders.ipynb #check-options
+def _check_options(ids: dict[str, Any], label_ids: str | None, size: int | None) -> None:
+    if wrong := [name for name in ids if name not in NONE]:
+        raise ValueError(f"ImageFolder has no option {wrong[0]!r}; trees of ids are {', '.join(NONE)}")
+    if label_ids not in (None, "cityscapes"):
+        raise ValueError(f'label_ids is {label_ids!r}; needs "cityscapes", or nothing where labels are class numbers')
+    if size is not None and size < 1:
+        raise ValueError(f"size is {size}; needs at least 1 pixel for the shorter side")
 
+# %% ../../nbs/02_data/01_folders.ipynb #imagefolder-2
 class ImageFolder:
     """Images below `root` as samples, with optional mirrored trees of maps; neither list nor labels needed.
 
@@ -214,58 +223,50 @@ class ImageFolder:
 
     split = "all"
 
-    def __init__(
-        self, root: str | Path, depth: str | Path | None = None, labels: str | Path | None = None,
-        depth_kind: str | None = None, depth_scale: float = 1.0, depth_invalid: tuple[float, ...] = (0,),
-        size: int | None = None, classes: list[str] | None = None, label_ids: str | None = None,
-        intrinsics: str | Path | list | None = None, listed: str | Path | None = None, **ids: str | Path | None,
-    ):
-        if wrong := [name for name in ids if name not in NONE]:
-            raise ValueError(f"ImageFolder has no option {wrong[0]!r}; trees of ids are {', '.join(NONE)}")
-        if label_ids not in (None, "cityscapes"):
-            raise ValueError(f'label_ids is {label_ids!r}; needs "cityscapes", or nothing where labels are class '
-                             'numbers')
-        self.root, self.depth, self.labels = (None if p is None else Path(p) for p in (root, depth, labels))
-        self.ids = {name: Path(tree) for name, tree in ids.items() if tree}
-        self.depth_kind = _kind(self.depth, depth_kind)
-        self.depth_scale, self.depth_invalid = depth_scale, tuple(depth_invalid)
-        self.size, self.intrinsics = size, intrinsics
+    def __init__(self, root: str | Path, depth: str | Path | None = None, labels: str | Path | None = None,
+                 depth_kind: str | None = None, depth_scale: float = 1.0, depth_invalid: tuple[float, ...] = (0,),
+                 size: int | None = None, classes: list[str] | None = None, label_ids: str | None = None,
+                 intrinsics: str | Path | list | None = None, listed: str | Path | None = None,
+                 **ids: str | Path | None):
+        _check_options(ids, label_ids, size)
+        trees = {"depth": depth, "labels": labels, **ids}
+        self.root, self.trees = Path(root), {name: Path(tree) for name, tree in trees.items() if tree}
+        self.depth_kind, self.depth_scale = _kind(self.trees.get("depth"), depth_kind), depth_scale
+        self.depth_invalid, self.size, self.intrinsics = tuple(depth_invalid), size, intrinsics
         self.classes, self.label_ids = (CITYSCAPES, CITYSCAPES_IDS) if label_ids else (classes, None)
-        if size is not None and size < 1:
-            raise ValueError(f"size is {size}; needs at least 1 pixel for the shorter side")
-        trees = {name: tree for name, tree in {"depth": self.depth, "labels": self.labels, **self.ids}.items() if tree}
-        self.names = list_images(root, list(trees.values()))
-        if listed:
-            self.names = _listed(Path(listed), self.names)
-        _check_shared(self.names, **trees)
-        self.name = self.root.resolve().name
+        names = list_images(root, self.trees.values())
+        self.names, self.name = _listed(Path(listed), names) if listed else names, self.root.resolve().name
         self.version = hashlib.sha256("\n".join(self.names).encode()).hexdigest()[:8]
+        _check_shared(self.names, **self.trees)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> Sample:
-        name = self.names[index]
-        sample = Sample(image=read_image(self.root / name), name=name, depth_kind=self.depth_kind)
-        if self.depth:
-            path = _map(self.depth, self.root / name, name)
-            sample.depth = folder_depth(path, sample.image, self.depth_scale, self.depth_invalid)
-        if self.labels:
-            path = _map(self.labels, self.root / name, name)
-            sample.labels = read_labels(path, len(self.classes) if self.classes else None, self.label_ids)
-            same_size(path, sample.labels, sample.image)
-        for what, tree in self.ids.items():
-            path = _map(tree, self.root / name, name)
-            setattr(sample, what, read_ids(path, NONE[what]))
-            same_size(path, getattr(sample, what), sample.image)
-        if self.intrinsics is not None:
-            sample.K = read_intrinsics(self.intrinsics, tuple(sample.image.shape[-2:]))
-        return sample if self.size is None else shorter_side(sample, self.size)
+        return _read_sample(self, self.names[index])
+
+# %% ../../nbs/02_data/01_folders.ipynb #read-sample
+def _read_sample(folder: ImageFolder, name: str) -> Sample:
+    "The image `name` of a folder with its maps; BadSample naming the file that cannot be used."
+    sample = Sample(image=read_image(folder.root / name), name=name, depth_kind=folder.depth_kind)
+    for what, tree in folder.trees.items():
+        path = _map(tree, folder.root / name, name)
+        if what == "depth":
+            values = folder_depth(path, sample.image, folder.depth_scale, folder.depth_invalid)
+        elif what == "labels":
+            values = read_labels(path, len(folder.classes) if folder.classes else None, folder.label_ids)
+        else:
+            values = read_ids(path, NONE[what])
+        same_size(path, values, sample.image)
+        setattr(sample, what, values)
+    if folder.intrinsics is not None:
+        sample.K = read_intrinsics(folder.intrinsics, tuple(sample.image.shape[-2:]))
+    return sample if folder.size is None else shorter_side(sample, folder.size)
 
 # %% ../../nbs/02_data/01_folders.ipynb #splits
 TREES = ("depth", "labels", *NONE)
 
-
+# %% ../../nbs/02_data/01_folders.ipynb #splits-2
 def splits(root: str | Path, split: str = "train", **options: Any) -> ImageFolder:
     """ImageNet's layout: `root/<split>/...` with optional mirrored trees `depth/<split>/...`; options of
     `ImageFolder`."""

@@ -10,10 +10,9 @@ import hashlib
 import json
 import os
 import zipfile
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +45,20 @@ class Scene:
     colours: Tensor
     sets: Tensor
 
-
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #pairsample
 @dataclass(slots=True)
 class PairSample(Sample):
     """A frame, a second frame of the same scene that overlaps it, and the scene. Named "scene/frame1+frame2"."""
 
     second: Sample | None = None
     scene: Scene | None = None
+
+    @classmethod
+    def of(cls, first: Sample, second: Sample, scene: Scene) -> "PairSample":
+        """The first frame with the second and the scene."""
+        maps = {field.name: getattr(first, field.name) for field in fields(Sample)}
+        maps["name"] = f"{scene.name}/{first.name.rsplit('/', 1)[-1]}+{second.name.rsplit('/', 1)[-1]}"
+        return cls(**maps, second=second, scene=scene)
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #overlaps
 def overlaps(frames: Sequence[tuple[Tensor, Tensor, Tensor]], tolerance: float = 0.05, step: int = 4) -> Tensor:
@@ -138,7 +144,7 @@ def _check_frame(sample: Sample) -> None:
         raise BadSample(f"{sample.name}: has no pixel with depth")
     check_pose(sample.pose, f"{sample.name}: its pose")
 
-
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #frames-of
 def _frames_of(source: Any, scene: str, collector: Any, progress: bool) -> tuple[list[int], list[tuple], list[str]]:
     "Add all usable frames to the collector; their positions, (depth, K, pose) of each, a sentence for each other one."
     used, posed, skipped = [], [], []
@@ -157,7 +163,7 @@ def _frames_of(source: Any, scene: str, collector: Any, progress: bool) -> tuple
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #sets-of-points
 def _sets_of(points: np.ndarray, rest: np.ndarray, ids: np.ndarray | None, sets: str, *cut: float) -> np.ndarray:
-    "int32 (P,): of a collector's points, whose `rest` is which vertices were seen, or the normals of a cloud to be cut."
+    "int32 (P,) of a collector's points; `rest`: which vertices were seen, or the normals of a cloud to be cut."
     if ids is not None:
         return ids[rest].astype(np.int32)
     return cloud_segments(points, rest, *cut) if sets == "surface" else np.full(len(points), -1, np.int32)
@@ -199,7 +205,7 @@ def _scene_files(source: Any, options: dict[str, Any], cache: Path) -> dict[str,
         files[scene] = cache / f"{source.name}-{key}" / f"{scene.replace('/', '_')}-{digest}.npz"
     return files
 
-
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #compute
 def _compute(source: Any, files: dict[str, Path], options: dict[str, Any], progress: bool) -> None:
     "Make the files that are missing; processes of one run begin at different scenes."
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -211,7 +217,7 @@ def _compute(source: Any, files: dict[str, Path], options: dict[str, Any], progr
             with atomic_path(files[scene]) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **made)
 
-
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #load
 def _load(path: Path, *names: str) -> list[np.ndarray]:
     "Arrays of a scene's file; ValueError that names a damaged one."
     try:
@@ -219,6 +225,11 @@ def _load(path: Path, *names: str) -> list[np.ndarray]:
             return [file[name] for name in names]
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{path}: cannot be read ({error}); remove it, and it is made again") from None
+
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #load-scene
+@lru_cache(maxsize=16)
+def _load_scene(name: str, path: Path) -> Scene:
+    return Scene(name, *map(torch.from_numpy, _load(path, "points", "colours", "sets")))
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #assemble
 def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple:
@@ -253,12 +264,11 @@ class FramePairs:
     """Pairs of frames of one scene that overlap, as PairSamples; `len` is the number of pairs.
 
     source: an `RGBDSequences`, a `RoomWorld`, or anything with `scenes` {name: numbers of its frames}, `[i] -> Sample`
-    with depth, K and pose, name, version, classes, split and skipped. minimum: overlap of a pair, a share above 0.
-    cache: folder for one file a scene, None = `runs_root()/cache/pairs`. sets: "surface", a number (the surface cut
-    with that k), "truth" or "none". progress: show a bar. options: voxel, k_threshold, min_vertices, tolerance, step of
-    `make_scene`. `pairs`: int64 (N, 3), number of the scene and of its two frames; `shares`: their overlaps; `skipped`:
-    a sentence for each thing that was left out; `counts`: scenes, usable frames, pairs tried, apart (sharing nothing)
-    and kept ("pairs").
+    with depth (metres), K and pose, name, version, classes, split and skipped. minimum: overlap of a pair, a share
+    above 0. cache: folder for one file a scene, None = `runs_root()/cache/pairs`. sets: "surface", a number (the
+    surface cut with that k), "truth" or "none". progress: show a bar. The others are those of `make_scene`.
+    `pairs`: int64 (N, 3), number of the scene and of its two frames; `shares`: their overlaps; `skipped`: a sentence
+    for each thing that was left out; `counts`: scenes, usable frames, pairs tried, apart (sharing nothing) and kept.
     Raises: `ValueError`: an argument out of its range, no pair at all (says what was found), a damaged file in the
     cache (names it). `ds[i]` raises BadSample when one of the two frames cannot be read.
     """
@@ -277,31 +287,18 @@ class FramePairs:
         self.pairs, self.shares, self.skipped, self.counts = _assemble(source, self.files, minimum)
         self.name, self.classes, self.split = f"{source.name}_pairs", source.classes, source.split
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
-        self.version, self._kept = f"{source.version}-{digest}", OrderedDict()
+        self.version = f"{source.version}-{digest}"
 
     def __len__(self) -> int:
         return len(self.pairs)
 
     def scene(self, number: int) -> Scene:
         """Scene `number` of `pairs`: its points, colours and sets."""
-        if number not in self._kept:
-            name = list(self.files)[number]
-            parts = _load(self.files[name], "points", "colours", "sets")
-            self._kept[number] = Scene(name, *map(torch.from_numpy, parts))
-        self._kept.move_to_end(number)
-        if len(self._kept) > 16:
-            self._kept.popitem(last=False)
-        return self._kept[number]
+        return _load_scene(*list(self.files.items())[number])
 
     def __getitem__(self, index: int) -> PairSample:
         number, i, j = self.pairs[index].tolist()
-        first, second, scene = self.source[i], self.source[j], self.scene(number)
-        maps = {field.name: getattr(first, field.name) for field in fields(Sample)}
-        maps["name"] = f"{scene.name}/{first.name.rsplit('/', 1)[-1]}+{second.name.rsplit('/', 1)[-1]}"
-        return PairSample(**maps, second=second, scene=scene)
-
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_kept": OrderedDict()}
+        return PairSample.of(self.source[i], self.source[j], self.scene(number))
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #pairs-by-name
 def room_pairs(split: str = "train", count: int = 128, size: tuple[int, int] = (96, 128), seed: int = 0, views: int = 4,
@@ -311,7 +308,7 @@ def room_pairs(split: str = "train", count: int = 128, size: tuple[int, int] = (
     rooms = RoomWorld(split, count, size, seed, views)
     return FramePairs(rooms, minimum, cache, sets, voxel, k_threshold, min_vertices)
 
-
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #sequence-pairs
 def sequence_pairs(root: str | Path, layout: str = "auto", every: int = 25,
                    scenes: str | Path | list[str] | None = None, minimum: float = 0.3, cache: str | Path | None = None,
                    sets: str | float = "surface", voxel: float = 0.02, k_threshold: float = 0.01,

@@ -82,12 +82,13 @@ class Samples(Dataset):
                 if self.strict:
                     raise
                 if len(skipped) == min(10, len(self.dataset)):
-                    raise ValueError(f"{len(skipped)} samples in a row cannot be used; the first: {skipped[0]}") from None
+                    raise ValueError(f"{len(skipped)} samples in a row cannot be used; the first: "
+                                     f"{skipped[0]}") from None
 
 # %% ../../nbs/02_data/08_loading.ipynb #pairviews
 Make = Callable[[list[Sample], list[Generator]], tuple]
 
-
+# %% ../../nbs/02_data/08_loading.ipynb #pairviews-2
 class PairViews:
     """Two batches of views, one pair of each sample, as arguments of a method.
 
@@ -130,7 +131,7 @@ class Batch:
         """The arguments of the method's `forward`, finished on the device where the inputs are."""
         return self.finish(*self.inputs) if self.finish else self.inputs
 
-
+# %% ../../nbs/02_data/08_loading.ipynb #collate-2
 def _collate(make: Make, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
     samples, generators, skipped = zip(*items, strict=True)
     inputs, finish = make(list(samples), list(generators)), getattr(make, "finish", None)
@@ -140,7 +141,7 @@ def _collate(make: Make, items: list[tuple[Sample, Generator, list[str]]]) -> Ba
 def _init_worker(_: int) -> None:
     die_with_parent()
 
-
+# %% ../../nbs/02_data/08_loading.ipynb #step-loader
 def step_loader(samples: Samples, make: Make, batches: StepBatches, workers: int = 0,
                 pin_memory: bool = False) -> DataLoader:
     """A loader of `Batch`es with `workers` processes (0: in this process). Its content does not depend on `workers`."""

@@ -137,6 +137,18 @@ class _Mat:
             raise BadSample(f"{self.path}: frame {row + 1} has the label {labels.max()}; needs 0 to 894")
         return image, torch.where(depth.isfinite() & (depth > 0), depth, torch.nan), self.table[labels]
 
+# %% ../../nbs/02_data/02_nyuv2.ipynb #source
+def _source(root: Path, split: str, classes: int) -> _Files | _Mat:
+    "The folder of files or the .mat, whichever lies at `root`."
+    mat = root if root.suffix == ".mat" else root / "nyu_depth_v2_labeled.mat"
+    if split not in ("train", "test"):
+        raise ValueError(f"split is {split!r}; NYUv2 has 'train' and 'test'")
+    if (root / "images").is_dir():
+        return _Files(root, split, classes)
+    if mat.is_file():
+        return _Mat(mat, split, classes)
+    raise ValueError(f"{root}: holds neither the folder images nor the official nyu_depth_v2_labeled.mat")
+
 # %% ../../nbs/02_data/02_nyuv2.ipynb #nyuv2-2
 class NYUv2:
     """NYUv2 frames as samples: image, depth in metres, labels of 40 or 13 classes (255 = void), K for the image's size.
@@ -148,16 +160,7 @@ class NYUv2:
     """
 
     def __init__(self, root: str | Path, split: str = "train", classes: int = 40):
-        root = Path(root)
-        mat = root if root.suffix == ".mat" else root / "nyu_depth_v2_labeled.mat"
-        if split not in ("train", "test"):
-            raise ValueError(f"split is {split!r}; NYUv2 has 'train' and 'test'")
-        if (root / "images").is_dir():
-            self.source = _Files(root, split, classes)
-        elif mat.is_file():
-            self.source = _Mat(mat, split, classes)
-        else:
-            raise ValueError(f"{root}: holds neither the folder images nor the official nyu_depth_v2_labeled.mat")
+        self.source = _source(Path(root), split, classes)
         self.name, self.split, self.version = "nyuv2", split, self.source.layout
         self.classes = list(CLASSES40 if classes == 40 else CLASSES13)
 

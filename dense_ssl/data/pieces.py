@@ -49,6 +49,12 @@ def object_windows(sample: Sample, smallest: int) -> list[tuple[int, int, int, i
             windows.append((top, left, side, side))
     return windows
 
+# %% ../../nbs/02_data/10_pieces.ipynb #squares
+def _squares(height: int, width: int, side: int) -> list[tuple[int, int, int, int]]:
+    "(top, left, side, side) of the squares that fill an image from its top left corner on."
+    return [(top, left, side, side) for top in range(0, height - side + 1, side)
+            for left in range(0, width - side + 1, side)]
+
 # %% ../../nbs/02_data/10_pieces.ipynb #pieces
 class Pieces:
     """Pieces of a dataset's images as a dataset. kind: "patches", squares of a third of the height; "objects", see
@@ -62,7 +68,8 @@ class Pieces:
         if kind not in ("patches", "objects"):
             raise ValueError(f'pieces is {kind!r}; needs "patches" or "objects"')
         self.dataset, self.kind, self.smallest = dataset, kind, smallest
-        self.name, self.version, self.classes, self.split = f"{dataset.name} {kind}", dataset.version, dataset.classes, dataset.split
+        self.name, self.version, self.split = f"{dataset.name} {kind}", dataset.version, dataset.split
+        self.classes = dataset.classes
 
     @cached_property
     def windows(self) -> list[tuple[int, tuple[int, int, int, int]]]:
@@ -75,11 +82,8 @@ class Pieces:
                 continue
             H, W = sample.image.shape[-2:]
             side = max(1, H // 3)
-            if self.kind == "patches":
-                found += [(i, (top, left, side, side)) for top in range(0, H - side + 1, side)
-                          for left in range(0, W - side + 1, side)]
-            else:
-                found += [(i, window) for window in object_windows(sample, self.smallest or side)]
+            windows = _squares(H, W, side) if self.kind == "patches" else object_windows(sample, self.smallest or side)
+            found += [(i, window) for window in windows]
         if not found:
             raise ValueError(f"{self.dataset.name} has no {self.kind} to cut out")
         return found

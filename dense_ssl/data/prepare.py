@@ -75,7 +75,7 @@ def check_tree(out: str | Path, settings: dict[str, Any]) -> None:
 # %% ../../nbs/02_data/06_prepare.ipynb #make-one
 Make = Callable[[Sample], Tensor | np.ndarray]
 
-
+# %% ../../nbs/02_data/06_prepare.ipynb #make-one-2
 def _make_one(make: Make, images: ImageFolder, index: int, target: Path) -> None:
     "Make and write one map; BadSample if the image is bad or its map has no finite value."
     sample = images[index]
@@ -132,7 +132,7 @@ def _targets(images: ImageFolder, out: Path, suffix: str) -> list[Path]:
         seen[path] = name
     return list(seen)
 
-
+# %% ../../nbs/02_data/06_prepare.ipynb #finish-tree
 def finish_tree(images: ImageFolder, out: Path, suffix: str) -> bool:
     """Write out/done.json if every image has a map or was found bad; returns whether the tree is complete.
 
@@ -165,7 +165,7 @@ class Job(BaseModel, extra="forbid", frozen=True):
     suffix: str = ".png"
     strict: bool = False
 
-
+# %% ../../nbs/02_data/06_prepare.ipynb #read-job
 def read_job(path: str | Path) -> Job:
     "A Job from its JSON file; ValueError in one sentence, naming the file and the key."
     try:
@@ -182,7 +182,7 @@ def _factory(name: str) -> Callable[..., Make]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"factory is {name!r}; needs an importable 'module:function' ({error})") from None
 
-
+# %% ../../nbs/02_data/06_prepare.ipynb #run-job
 def run_job(job: Job, shard: int = 0, shards: int = 1, progress: bool = True) -> dict[str, Any]:
     "Do one shard of a job in this process; returns the report of `write_tree`."
     make = _factory(job.factory)(**job.arguments, **job.runtime)
@@ -229,7 +229,7 @@ def prepare_tree(
     run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
     return read_json(Path(job.out) / "done.json")
 
-
+# %% ../../nbs/02_data/06_prepare.ipynb #main
 def main(arguments: list[str] | None = None) -> None:
     "Command line of one shard; prints its report as JSON."
     parser = argparse.ArgumentParser("python -m dense_ssl.data.prepare", description="Write one shard of a map tree.")

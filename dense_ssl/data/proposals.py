@@ -63,11 +63,11 @@ def edge_hierarchy(image: np.ndarray, threshold: float = 6.0, sigma: float = 1.0
     return merge_hierarchical(basins, graph, threshold, rag_copy=False, in_place_merge=True, merge_func=_joined,
                               weight_func=_border).astype(np.int64)
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #joined
 def _joined(graph, source: int, target: int) -> None:
     "Nothing is kept at the nodes."
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #border
 def _border(graph, source: int, target: int, neighbour: int) -> dict[str, float]:
     "Mean gradient and length of the border between `neighbour` and the union of `source` and `target`."
     parts = [graph[node][neighbour] for node in (source, target) if graph.has_edge(node, neighbour)]
@@ -84,14 +84,14 @@ def _config(options: dict[str, Any]) -> RegionConfig:
                           for e in error.errors())
         raise ValueError(f"options of coherent regions: {found}") from None
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #camera
 def _camera(sample: Sample, need: str, intrinsics: Any) -> Tensor:
     "K of a sample that has depth; `need` begins the reason why both must be there."
     if sample.depth is None:
         raise ValueError(f"{sample.name} has no depth; {need} it: give the dataset a depth tree")
     if sample.K is None and intrinsics is None:
-        raise ValueError(f"{sample.name} has no intrinsics; {need} them: give intrinsics, a JSON file with width, height "
-                         "and K, or four fractions (fx / width, fy / height, cx / width, cy / height)")
+        raise ValueError(f"{sample.name} has no intrinsics; {need} them: give intrinsics, a JSON file with width, "
+                         "height and K, or four fractions (fx / width, fy / height, cx / width, cy / height)")
     return sample.K if sample.K is not None else read_intrinsics(intrinsics, tuple(sample.image.shape[-2:]))
 
 # %% ../../nbs/02_data/07_proposals.ipynb #kinds
@@ -99,18 +99,18 @@ def _coherent(sample: Sample, intrinsics: Any = None, **options: Any) -> np.ndar
     config, K = _config(options), _camera(sample, "coherent regions need", intrinsics)
     return coherent_regions(_picture(sample), sample.depth, K, config, sample.depth_kind)
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #surface
 def _surface(sample: Sample, intrinsics: Any = None, **options: Any) -> np.ndarray:
     K = _camera(sample, "surface segments need", intrinsics)
     return segment_depth(metric_depth(sample.depth, sample.depth_kind).numpy(), K, **options)
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #truth
 def _truth(sample: Sample) -> Tensor:
     if sample.labels is None:
         raise ValueError(f"{sample.name} has no labels; ground-truth regions need them")
     return truth_regions(sample.labels, sample.instances)
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #picture
 def _picture(sample: Sample) -> np.ndarray:
     return sample.image.permute(1, 2, 0).numpy()
 
@@ -124,7 +124,7 @@ PROPOSALS = {
     "edges": lambda sample, **options: edge_hierarchy(_picture(sample), **options),
 }
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #propose-2
 def propose(sample: Sample, kind: str = "coherent", **options: Any) -> Tensor:
     """Regions of one sample: int64 (H, W), from 0, -1 = none.
 
@@ -167,7 +167,7 @@ class Proposed:
 # %% ../../nbs/02_data/07_proposals.ipynb #regions
 NO_REGION = 65535
 
-
+# %% ../../nbs/02_data/07_proposals.ipynb #regions-2
 def regions(kind: str = "coherent", intrinsics: Any = None, **options: Any) -> Make:
     """A maker of region maps for `prepare` jobs: make(sample) -> int64 (H, W), `NO_REGION` (65535) = none; `make.kind`
     is "regions".

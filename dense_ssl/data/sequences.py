@@ -33,7 +33,8 @@ _LAYOUTS = {  # where colour, depth and pose lie, what follows a frame's stem, a
 def _listing(folder: Path, layout: str) -> list[dict[str, str]]:
     "File names of colour, depth and pose, each by the frame's stem."
     return [{path.stem.removesuffix(mark): path.relative_to(folder).as_posix() for path in folder.glob(pattern)
-             if path.suffix.lower() in suffixes and path.name[0] != "."} for pattern, mark, suffixes in _LAYOUTS[layout]]
+             if path.suffix.lower() in suffixes and path.name[0] != "."}
+            for pattern, mark, suffixes in _LAYOUTS[layout]]
 
 
 def _layout(folder: Path, layout: str) -> str | None:
@@ -54,7 +55,7 @@ def _read_matrix(path: Path) -> np.ndarray:
         raise ValueError(f"{path}: holds {values.size} numbers; needs a matrix, 4 x 4 or 3 x 3")
     return values.reshape((3, 3) if values.size == 9 else (4, 4))
 
-
+# %% ../../nbs/02_data/03_sequences.ipynb #read-pose
 def read_pose(path: str | Path) -> Tensor:
     """The pose in a text file of sixteen numbers: float32 (4, 4), camera to world, metres.
 
@@ -65,6 +66,16 @@ def read_pose(path: str | Path) -> Tensor:
     if matrix.shape != (4, 4):
         raise ValueError(f"{path}: holds 9 numbers; a pose is 4 x 4")
     return check_pose(torch.from_numpy(matrix), str(path)).float()
+
+# %% ../../nbs/02_data/03_sequences.ipynb #central
+def _central(path: Path, size: tuple[int, int]) -> Tensor:
+    "Intrinsics of a text file, whose principal point must lie in the middle half of an image of `size`."
+    K = check_intrinsics(torch.from_numpy(_read_matrix(path)[:3, :3]), size, str(path))
+    if abs(K[0, 2] - (size[1] - 1) / 2) > size[1] / 4 or abs(K[1, 2] - (size[0] - 1) / 2) > size[0] / 4:
+        raise ValueError(f"{path}: has its principal point at ({K[0, 2]:g}, {K[1, 2]:g}), far from the middle of an "
+                         f"image of {size[1]} x {size[0]} pixels: it belongs to another size; needs intrinsics of the "
+                         "stored images")
+    return K
 
 # %% ../../nbs/02_data/03_sequences.ipynb #scan-intrinsics
 def _scan_intrinsics(folder: Path, depth: tuple[int, int], colour: tuple[int, int]) -> Tensor:
@@ -78,19 +89,8 @@ def _scan_intrinsics(folder: Path, depth: tuple[int, int], colour: tuple[int, in
         seen = resize_intrinsics(_central(other, colour), colour, depth) @ torch.linalg.inv(K) @ corners
         if (seen - corners).abs().max() > 0.05 * depth[1]:
             raise ValueError(f"{other}: sees another part of the scene than intrinsic_depth.txt (images {colour[1]} x "
-                             f"{colour[0]}, depth "
-                             f"{depth[1]} x {depth[0]} pixels); needs images of the depth's field of view, or no such "
-                             "file where they have it")
-    return K
-
-
-def _central(path: Path, size: tuple[int, int]) -> Tensor:
-    "Intrinsics of a text file, whose principal point must lie in the middle half of an image of `size`."
-    K = check_intrinsics(torch.from_numpy(_read_matrix(path)[:3, :3]), size, str(path))
-    if abs(K[0, 2] - (size[1] - 1) / 2) > size[1] / 4 or abs(K[1, 2] - (size[0] - 1) / 2) > size[0] / 4:
-        raise ValueError(f"{path}: has its principal point at ({K[0, 2]:g}, {K[1, 2]:g}), far from the middle of an "
-                         f"image of {size[1]} x {size[0]} "
-                         "pixels: it belongs to another size; needs intrinsics of the stored images")
+                             f"{colour[0]}, depth {depth[1]} x {depth[0]} pixels); needs images of the depth's field "
+                             "of view, or no such file where they have it")
     return K
 
 # %% ../../nbs/02_data/03_sequences.ipynb #find-scenes
@@ -101,17 +101,18 @@ def _find_scenes(root: Path, layout: str, wanted: str | Path | Iterable[str] | N
     places = [root] if _layout(root, layout) else sorted(p for p in root.iterdir() if p.is_dir())
     found = {p.resolve().name: (p, kind) for p in places if (kind := _layout(p, layout))}
     if not found:
+        there = ", ".join(sorted(p.name for p in root.iterdir())[:5]) or "nothing"
         raise ValueError(f"{root}: holds no scene of layout {layout!r}; needs folders with color/, depth/ and pose/, "
-                         "or with NNNN.color.jpg, "
-                         f"NNNN.depth.png and NNNN.pose.txt; found "
-                         f"{', '.join(sorted(p.name for p in root.iterdir())[:5]) or 'nothing'}")
-    names = found if wanted is None else Path(wanted).read_text().split() if isinstance(wanted, str | Path) else list(wanted)
+                         f"or with NNNN.color.jpg, NNNN.depth.png and NNNN.pose.txt; found {there}")
+    if isinstance(wanted, str | Path):
+        wanted = Path(wanted).read_text().split()
+    names = list(found if wanted is None else wanted)
     if missing := [n for n in names if n not in found]:
         raise ValueError(f"{root}: has no scene {missing[0]!r} ({len(missing)} of {len(names)} wanted ones are "
                          "missing)")
     return {n: found[n] for n in names}
 
-
+# %% ../../nbs/02_data/03_sequences.ipynb #frames
 def _frames(folder: Path, layout: str, every: int) -> tuple[list[tuple[str, str, str]], list[Tensor], list[str]]:
     "Stem, colour and depth file of the usable frames of a scene, their poses, and a sentence for each of the others."
     files, frames, poses, skipped = _listing(folder, layout), [], [], []
@@ -148,39 +149,52 @@ def _read_frame(folder: Path, layout: str, colour: str, depth: str, name: str, p
     return Sample(image=image if stored == size else TF.resize(image, list(size), antialias=True), name=name,
                   depth=metres, K=K, pose=pose)
 
+# %% ../../nbs/02_data/03_sequences.ipynb #read-scenes
+def _read_scenes(root: Path, places: dict[str, tuple[Path, str]], every: int) -> tuple:
+    """The frames' numbers of each scene, (scene, stem, colour, depth) of each frame, their poses (N, 4, 4), and a
+    sentence for each thing that is not used; ValueError when nothing is."""
+    scenes, files, poses, skipped = {}, [], [], []
+    for scene, (folder, kind) in tqdm(places.items(), desc="scenes", unit="scene", disable=len(places) < 50):
+        frames, found, left_out = _frames(folder, kind, every)
+        if frames:
+            scenes[scene] = range(len(files), len(files) + len(frames))
+        files += [(scene, *frame) for frame in frames]
+        poses, skipped = poses + found, skipped + left_out
+    if not files:
+        raise ValueError(f"{root}: none of its frames can be used; the first of {len(skipped)} reasons: {skipped[0]}")
+    return scenes, files, torch.stack(poses), skipped
+
+# %% ../../nbs/02_data/03_sequences.ipynb #check-options
+def _check_options(layout: str, every: int) -> None:
+    if layout not in ("auto", *_LAYOUTS) or every < 1:
+        raise ValueError(f"layout is {layout!r} and every is {every}; needs one of auto, {', '.join(_LAYOUTS)}, and at "
+                         "least 1")
+
+# %% ../../nbs/02_data/03_sequences.ipynb #key
+def _key(scene: str, folder: Path, stems: list[str], poses: Tensor) -> str:
+    digest = hashlib.sha256(poses.numpy().tobytes()).hexdigest()[:12]
+    meshes = sorted(p for kind in ("*.ply", "*.segs.json") for p in folder.glob(kind))
+    return " ".join([scene, digest, *stems, *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
+
 # %% ../../nbs/02_data/03_sequences.ipynb #rgbdsequences
 class RGBDSequences:
     """Posed RGB-D frames, scene by scene; `ds[i]` is a Sample with image, depth in metres, K and pose.
 
-    root: a folder of scenes, or one scene. layout: "scannet" (color/, depth/, pose/, intrinsic/), "flat"
-    (NNNN.color.jpg, NNNN.depth.png, NNNN.pose.txt, camera.json) or "auto". every: keep every so many frames of a scene.
-    scenes: names of the scenes to keep, or a text file of them. `scenes`: the frames' numbers of each scene, {name:
-    range}. `skipped`: a sentence for each frame or scene that cannot be used.
+    root: a folder of scenes, or one scene. layout: "scannet", "flat" or "auto". every: keep every so many frames of a
+    scene. scenes: names of the scenes to keep, or a text file of them. `scenes`: the frames' numbers of each scene,
+    {name: range}. `skipped`: a sentence for each frame or scene that cannot be used.
     Raises: `ValueError`: no scene in root, no usable frame, an unknown layout, a named scene that is not there. `ds[i]`
     raises BadSample.
     """
 
     classes, split = None, "all"
 
-    def __init__(self, root: str | Path, layout: str = "auto", every: int = 1, scenes: str | Path | Iterable[str]
-                 | None = None):
-        if layout not in ("auto", *_LAYOUTS) or every < 1:
-            raise ValueError(f"layout is {layout!r} and every is {every}; needs one of auto, {', '.join(_LAYOUTS)}, "
-                             "and at least 1")
-        self.root, self.every, self.skipped, self.scenes = Path(root), every, [], {}
-        self.name, self._files, self._poses = self.root.resolve().name, [], []
-        self._places = _find_scenes(self.root, layout, scenes)
-        for scene, (folder, kind) in tqdm(self._places.items(), desc="scenes", unit="scene",
-                                          disable=len(self._places) < 50):
-            frames, poses, skipped = _frames(folder, kind, every)
-            if frames:
-                self.scenes[scene] = range(len(self._files), len(self._files) + len(frames))
-            self._files += [(scene, *frame) for frame in frames]
-            self._poses, self.skipped = self._poses + poses, self.skipped + skipped
-        if not self._files:
-            raise ValueError(f"{root}: none of its frames can be used; the first of {len(self.skipped)} reasons: "
-                             f"{self.skipped[0]}")
-        self.settings, self._poses = {"root": str(self.root.resolve()), "every": every}, torch.stack(self._poses)
+    def __init__(self, root: str | Path, layout: str = "auto", every: int = 1,
+                 scenes: str | Path | Iterable[str] | None = None):
+        _check_options(layout, every)
+        self.name, self.settings = Path(root).resolve().name, {"root": str(Path(root).resolve()), "every": every}
+        self._places = _find_scenes(Path(root), layout, scenes)
+        self.scenes, self._files, self._poses, self.skipped = _read_scenes(Path(root), self._places, every)
         self.version = hashlib.sha256("".join(map(self.key, self.scenes)).encode()).hexdigest()[:8]
 
     def __len__(self) -> int:
@@ -192,10 +206,8 @@ class RGBDSequences:
 
     def key(self, scene: str) -> str:
         """A text that changes when the scene has other frames, poses or another mesh."""
-        poses = hashlib.sha256(self._poses[list(self.scenes[scene])].numpy().tobytes()).hexdigest()[:12]
-        meshes = sorted(p for kind in ("*.ply", "*.segs.json") for p in self._places[scene][0].glob(kind))
-        return " ".join([scene, poses, *(self._files[i][1] for i in self.scenes[scene]),
-                         *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
+        return _key(scene, self._places[scene][0], [self._files[i][1] for i in self.scenes[scene]],
+                    self._poses[list(self.scenes[scene])])
 
     def surface(self, scene: str, k_threshold: float | None, min_vertices: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Vertices (V, 3) and set ids (V,) of the scene's mesh, see `scan_surface`; None where it has no mesh."""

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from torch import Generator, Tensor
 
-from .views import IMAGENET_MEAN, INDEX_MAPS, Colour, Crop, Sample, View, augment_colour, normalize_image, random_crop, stack_views
+from .views import (
+    IMAGENET_MEAN, INDEX_MAPS, Colour, Crop, Sample, View, augment_colour, normalize_image, random_crop, stack_views)
 
 # %% ../../nbs/02_data/11_simclr.ipynb #turned-cut
 _NOTHING = {"labels": 255, "depth": torch.nan}
 
-
+# %% ../../nbs/02_data/11_simclr.ipynb #turned-cut-2
 def turned_cut(sample: Sample, crop: Crop, size: tuple[int, int], angle: float) -> tuple[Tensor, View]:
     """Cut `crop` out of a sample, turned by `angle` degrees about its centre, as a view of `size` = (h, w).
 
@@ -40,7 +41,7 @@ def turned_cut(sample: Sample, crop: Crop, size: tuple[int, int], angle: float) 
                        crop=torch.tensor(crop[2:4], dtype=torch.float32),
                        source=torch.tensor([H, W], dtype=torch.float32), **maps)
 
-
+# %% ../../nbs/02_data/11_simclr.ipynb #positions
 def _positions(crop: Crop, size: tuple[int, int], angle: float) -> tuple[Tensor, Tensor]:
     "Source positions x, y, float64 (h, w), of the pixels of a turned crop."
     h, w = size
@@ -51,7 +52,7 @@ def _positions(crop: Crop, size: tuple[int, int], angle: float) -> tuple[Tensor,
     return (crop.left + crop.width / 2 - 0.5 + crop.width / w * (cos * right - sin * down),
             crop.top + crop.height / 2 - 0.5 + crop.height / h * (sin * right + cos * down))
 
-
+# %% ../../nbs/02_data/11_simclr.ipynb #colours
 def _colours(image: Tensor, x: Tensor, y: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
     "An image uint8 (3, H, W) at positions (h, w), float32 (3, h, w), anti-aliased for views of `crop` at `size`."
     window = []
@@ -82,7 +83,7 @@ def cutout(image: Tensor, side: int, generator: Generator) -> Tensor:
 # %% ../../nbs/02_data/11_simclr.ipynb #simclr-view
 SIMCLR = Colour(0.8, 0.8, 0.8, 0.2, jitter_p=0.8, grey_p=0.2, blur_p=0.5)
 
-
+# %% ../../nbs/02_data/11_simclr.ipynb #simclr-view-2
 def simclr_view(sample: Sample, size: tuple[int, int], generator: Generator, scale: tuple[float, float] = (0.08, 1.0),
                 rotation: float = 10.0, hole: float = 0.25, colour: Colour = SIMCLR) -> View:
     """A random view of `size` = (h, w): crop of a share `scale` of the image, turned by up to `rotation` degrees,
@@ -109,17 +110,17 @@ class SimCLRViews:
                  rotation: float = 10.0,
                  hole: float = 0.25, colour: Colour = SIMCLR, maps: tuple[str, ...] = ("auxiliary", "regions")):
         known = ("depth", *INDEX_MAPS)
-        if views < 1 or not 0 <= rotation <= 180 or not 0 <= hole <= 1 or not 0 < scale[0] <= scale[1] <= 1 or set(maps) - set(known):
+        shares = 0 <= rotation <= 180 and 0 <= hole <= 1 and 0 < scale[0] <= scale[1] <= 1
+        if views < 1 or not shares or set(maps) - set(known):
             raise ValueError(f"needs views >= 1, rotation in [0, 180], hole in [0, 1], scale 0 < low <= high <= 1 and "
-                             f"maps of {', '.join(known)}; "
-                             f"found {views}, {rotation}, {hole}, {scale}, {maps}")
-        self.size = (size, size) if isinstance(size, int) else tuple(size)
-        self.scale, self.views, self.rotation, self.hole, self.colour, self.smallest = scale, views, rotation, hole, colour, self.size
+                             f"maps of {', '.join(known)}; found {views}, {rotation}, {hole}, {scale}, {maps}")
+        self.size = self.smallest = (size, size) if isinstance(size, int) else tuple(size)
+        self.views, self.options = views, (scale, rotation, hole, colour)
         self.absent = dict.fromkeys(set(known) - set(maps))
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, ...]:
         """A batch for each of the views: (B, ...) each."""
-        batches = [[simclr_view(replace(sample, **self.absent), self.size, generator, self.scale, self.rotation,
-                                self.hole, self.colour)
-                    for _ in range(self.views)] for sample, generator in zip(samples, generators, strict=True)]
+        bare = [replace(sample, **self.absent) for sample in samples]
+        batches = [[simclr_view(sample, self.size, generator, *self.options) for _ in range(self.views)]
+                   for sample, generator in zip(bare, generators, strict=True)]
         return tuple(stack_views(list(batch)) for batch in zip(*batches, strict=True))

@@ -18,10 +18,28 @@ from ..geometry.camera import backproject, normals
 from ..geometry.reprojection import to_world, visible
 from ..geometry.segments import read_mesh, read_segments, segment_graph, segment_mesh
 
+# %% ../../nbs/02_data/04_surfaces.ipynb #frame-values
+def _frame_values(sample: Sample) -> np.ndarray:
+    "World point, colour, normal and 1, float64 (10, N), of the pixels of a frame that have a depth and a normal."
+    turn = sample.pose[:3, :3].to(sample.depth)
+    normal = torch.einsum("ij,jhw->ihw", turn, normals(backproject(sample.depth, sample.K)))
+    points = to_world(sample.depth, sample.K, sample.pose)
+    values = torch.cat([points, sample.image.to(normal), normal, torch.ones_like(points[:1])]).flatten(1)
+    return values[:, values.isfinite().all(0)].double().numpy()
+
+# %% ../../nbs/02_data/04_surfaces.ipynb #cell-keys
+def _cell_keys(points: np.ndarray, voxel: float, name: str) -> np.ndarray:
+    "One number, int64 (N,), for the cell of a grid that each point (3, N) lies in."
+    cells = np.floor(points / voxel)
+    if cells.size and np.abs(cells).max() >= 2**20:
+        raise ValueError(f"{name}: a point lies {np.abs(points).max():.0f} m from the origin; a grid of {voxel} m "
+                         f"reaches {2**20 * voxel:.0f} m: is the pose in metres?")
+    x, y, z = cells.astype(np.int64) + 2**20
+    return (x << 42) + (y << 21) + z
+
 # %% ../../nbs/02_data/04_surfaces.ipynb #fusion
 class Fusion:
-    """The mean point, colour and normal of all frames' pixels in each cell of a voxel grid whose corner is the world's
-    origin.
+    """The mean point, colour and normal of all frames' pixels in each cell of a voxel grid at the world's origin.
 
     voxel: side of a cell in metres. Raises: `ValueError` if it is not positive, or a point lies more than a million
     cells from the origin.
@@ -34,27 +52,17 @@ class Fusion:
 
     def add(self, sample: Sample) -> None:
         """Add the pixels of a frame with depth, K and pose that have a depth and a normal."""
-        turn = sample.pose[:3, :3].to(sample.depth)
-        camera = backproject(sample.depth, sample.K)
-        normal = torch.einsum("ij,jhw->ihw", turn, normals(camera))
-        values = torch.cat([to_world(sample.depth, sample.K, sample.pose), sample.image.to(normal), normal]).flatten(1)
-        values = values[:, values.isfinite().all(0)].double().numpy()
-        cells = np.floor(values[:3] / self.voxel)
-        if cells.size and np.abs(cells).max() >= 2**20:
-            raise ValueError(f"{sample.name}: a point lies {np.abs(values[:3]).max():.0f} m from the origin; a grid "
-                             f"of {self.voxel} m reaches "
-                             f"{2**20 * self.voxel:.0f} m: is the pose in metres?")
-        x, y, z = cells.astype(np.int64) + 2**20
-        keys, into = np.unique(np.concatenate([self.keys, (x << 42) + (y << 21) + z]), return_inverse=True)
-        values = np.concatenate([self.sums, np.concatenate([values, np.ones((1, values.shape[1]))])], 1)
-        self.keys, self.sums = keys, np.stack([np.bincount(into, row, len(keys)) for row in values])
+        values = _frame_values(sample)
+        keys = np.concatenate([self.keys, _cell_keys(values[:3], self.voxel, sample.name)])
+        self.keys, into = np.unique(keys, return_inverse=True)
+        values = np.concatenate([self.sums, values], 1)
+        self.sums = np.stack([np.bincount(into, row, len(self.keys)) for row in values])
 
     def result(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Points float32 (P, 3), colours uint8 (P, 3), normals float32 (P, 3), in the order of the cells: of the
-        frames' order nothing is left."""
-        mean = self.sums[:9] / self.sums[9]
-        length = np.sqrt((mean[6:] ** 2).sum(0)).clip(1e-9)
-        return mean[:3].T.astype(np.float32), mean[3:6].T.round().astype(np.uint8), (mean[6:] / length).T.astype(np.float32)
+        """Points float32 (P, 3), colours uint8 (P, 3), normals float32 (P, 3), whatever the order of the frames was."""
+        points, colours, directions = (self.sums[:9] / self.sums[9]).reshape(3, 3, -1)
+        directions = directions / np.sqrt((directions ** 2).sum(0)).clip(1e-9)
+        return points.T.astype(np.float32), colours.T.round().astype(np.uint8), directions.T.astype(np.float32)
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #cloud-segments
 def cloud_segments(points: np.ndarray, normal: np.ndarray, voxel: float = 0.02, k_threshold: float = 0.01,
@@ -89,9 +97,18 @@ def scan_surface(folder: str | Path, k_threshold: float | None = 0.01,
     if k_threshold is None:
         return vertices, np.full(len(vertices), -1, np.int32)
     shipped = meshes[0].with_name(f"{meshes[0].stem}.{k_threshold:.6f}.segs.json")
-    if min_vertices != 20 or not shipped.is_file():
-        return vertices, segment_mesh(vertices, faces, k_threshold, min_vertices)
-    return vertices, read_segments(shipped, len(vertices))
+    if min_vertices == 20 and shipped.is_file():
+        return vertices, read_segments(shipped, len(vertices))
+    return vertices, segment_mesh(vertices, faces, k_threshold, min_vertices)
+
+# %% ../../nbs/02_data/04_surfaces.ipynb #vertex-labels
+def _vertex_labels(path: Path) -> np.ndarray:
+    import trimesh  # over a second, which only reading a file should cost
+
+    properties = trimesh.load_mesh(path, file_type="ply", process=False).metadata["_ply_raw"]["vertex"]
+    if "label" not in properties["properties"]:
+        raise ValueError(f"{path}: its vertices have no property 'label', but {', '.join(properties['properties'])}")
+    return np.asarray(properties["data"]["label"]).astype(np.int32).reshape(-1)
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #scan-labels
 def scan_labels(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
@@ -100,18 +117,12 @@ def scan_labels(folder: str | Path) -> tuple[np.ndarray, np.ndarray]:
 
     Raises: `ValueError` naming the folder or file: no such mesh, unreadable, or without the vertex property "label".
     """
-    import trimesh  # over a second, which only reading a file should cost
-
     meshes = sorted(Path(folder).glob("*_vh_clean_2.labels.ply"))
     if not meshes:
         raise ValueError(f"{folder}: has no *_vh_clean_2.labels.ply; true sets of a scan are the classes of its "
                          "labelled mesh")
     vertices, _ = read_mesh(meshes[0])
-    properties = trimesh.load_mesh(meshes[0], file_type="ply", process=False).metadata["_ply_raw"]["vertex"]
-    if "label" not in properties["properties"]:
-        raise ValueError(f"{meshes[0]}: its vertices have no property 'label', but "
-                         f"{', '.join(properties['properties'])}")
-    labels = np.asarray(properties["data"]["label"]).astype(np.int32).reshape(-1)
+    labels = _vertex_labels(meshes[0])
     return vertices, np.where(labels > 0, labels, -1)
 
 # %% ../../nbs/02_data/04_surfaces.ipynb #painting
@@ -123,17 +134,18 @@ class Painting:
     seen.
     """
 
-    def __init__(self, vertices: np.ndarray, tolerance: float = 0.05, clear: Callable[[np.ndarray, np.ndarray],
-                                                                                      np.ndarray] | None = None):
-        self.vertices, self.tolerance, self.clear = torch.from_numpy(np.ascontiguousarray(vertices, np.float32)), tolerance, clear
-        self.sums, self.counts = torch.zeros(len(vertices), 3, dtype=torch.float64), torch.zeros(len(vertices), dtype=torch.int64)
+    def __init__(self, vertices: np.ndarray, tolerance: float = 0.05,
+                 clear: Callable[[np.ndarray, np.ndarray], np.ndarray] | None = None):
+        self.vertices = torch.from_numpy(np.ascontiguousarray(vertices, np.float32))
+        self.tolerance, self.clear, self.counts = tolerance, clear, torch.zeros(len(vertices), dtype=torch.int64)
+        self.sums = torch.zeros(len(vertices), 3, dtype=torch.float64)
 
     def add(self, sample: Sample) -> None:
         """Look at the vertices with a frame that has depth, K and pose."""
         seen, pixel = visible(self.vertices, sample.depth, sample.K, sample.pose, self.tolerance)
         if self.clear:
-            seen[seen.clone()] = torch.from_numpy(self.clear(self.vertices[seen].double().numpy(),
-                                                             sample.pose[:3, 3].double().numpy()))
+            points, eye = self.vertices[seen].double().numpy(), sample.pose[:3, 3].double().numpy()
+            seen[seen.clone()] = torch.from_numpy(self.clear(points, eye))
         self.sums[seen] += sample.image[:, pixel[seen, 0], pixel[seen, 1]].T.double()
         self.counts += seen
 

@@ -46,7 +46,7 @@ class Maps:
         maps = {f.name: getattr(self, f.name) for f in fields(self)}
         return replace(self, **{k: v.to(device, non_blocking=True) for k, v in maps.items() if isinstance(v, Tensor)})
 
-
+# %% ../../nbs/02_data/00_views.ipynb #values-of-maps
 INDEX_MAPS = ("regions", "auxiliary", "labels", "instances")
 
 # %% ../../nbs/02_data/00_views.ipynb #one-sample
@@ -98,7 +98,7 @@ def maps_of(items: Sequence[Any], name: str) -> list[Tensor] | None:
         raise ValueError(f"{missing} of {len(maps)} views have no {name}; give it to all samples or to none")
     return None if missing else maps
 
-
+# %% ../../nbs/02_data/00_views.ipynb #stack-views-2
 def stack_views(views: list[View]) -> View:
     """A batch (B, ...) from single views of one size. A map that one of them lacks is a `ValueError` that names it."""
     stacked = {field.name: maps_of(views, field.name) for field in fields(View)}
@@ -114,10 +114,10 @@ class Crop(NamedTuple):
     width: int
     flip: bool = False
 
-
+# %% ../../nbs/02_data/00_views.ipynb #values-of-crop
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
-
+# %% ../../nbs/02_data/00_views.ipynb #normalize-image
 def normalize_image(image: Tensor) -> Tensor:
     """uint8 (..., 3, H, W) to float32 with ImageNet's mean and standard deviation."""
     # a tensor of constants would be copied to a GPU
@@ -153,7 +153,7 @@ def sample_generator(*key: int) -> torch.Generator:
     state = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator().manual_seed(state)
 
-
+# %% ../../nbs/02_data/00_views.ipynb #uniform
 def _uniform(low: float, high: float, generator: torch.Generator) -> float:
     return low + (high - low) * torch.rand((), generator=generator).item()
 
@@ -188,7 +188,7 @@ class Colour:
     blur_p: float = 1.0
     solarize_p: float = 0.0
 
-
+# %% ../../nbs/02_data/00_views.ipynb #values-of-colour-2
 FIRST, SECOND = Colour(), Colour(blur_p=0.1, solarize_p=0.2)
 
 # %% ../../nbs/02_data/00_views.ipynb #augment-colour
@@ -204,10 +204,10 @@ class Recolour(NamedTuple):
     blur: float = 0.0
     solarize: bool = False
 
-
+# %% ../../nbs/02_data/00_views.ipynb #values-of-augment-colour
 ADJUSTMENTS = (TF.adjust_brightness, TF.adjust_contrast, TF.adjust_saturation)
 
-
+# %% ../../nbs/02_data/00_views.ipynb #draw-colour
 def draw_colour(colour: Colour, generator: torch.Generator) -> Recolour:
     """Draw jitter, grey, blur and solarisation, each with its probability."""
 
@@ -228,7 +228,7 @@ def blur_kernel(width: int) -> int:
     """Side of the blur's kernel for a view of `width` pixels: a tenth of it, BYOL's 23 for 224."""
     return max(3, width // 10 | 1)
 
-
+# %% ../../nbs/02_data/00_views.ipynb #blur
 def blur(image: Tensor, sigma: float) -> Tensor:
     """Gaussian blur of a uint8 image (3, h, w) by `sigma` pixels. One direction after the other: the same kernel at a
     thirtieth of the cost."""
@@ -237,7 +237,7 @@ def blur(image: Tensor, sigma: float) -> Tensor:
         wide = TF.gaussian_blur(wide, kernel, [sigma, sigma])
     return wide.round_().to(image.dtype)
 
-
+# %% ../../nbs/02_data/00_views.ipynb #recolour-2
 def recolour(image: Tensor, drawn: Recolour) -> Tensor:
     """Adjust, grey, blur and solarise a uint8 image (3, h, w) as drawn; the same shape and type."""
     for i, factor in drawn.steps:
@@ -250,7 +250,7 @@ def recolour(image: Tensor, drawn: Recolour) -> Tensor:
         image = blur(image, drawn.blur * image.shape[-1] / 224)
     return TF.solarize(image, 128) if drawn.solarize else image
 
-
+# %% ../../nbs/02_data/00_views.ipynb #augment-colour-2
 def augment_colour(image: Tensor, colour: Colour, generator: torch.Generator) -> Tensor:
     """`recolour` a uint8 image (3, h, w) by what `draw_colour` draws; the same shape and type."""
     return recolour(image, draw_colour(colour, generator))
@@ -261,7 +261,7 @@ def draw_pair(source: tuple[int, int], generator: torch.Generator, scale: tuple[
     """Draw crops and colours of two views of an image of `source` = (H, W) pixels."""
     return [(random_crop(source, generator, scale), draw_colour(colour, generator)) for colour in colours]
 
-
+# %% ../../nbs/02_data/00_views.ipynb #paired-views-2
 def paired_views(sample: Sample, size: int, generator: torch.Generator, scale: tuple[float, float] = (0.08, 1.0),
                  colours: tuple[Colour, Colour] = (FIRST, SECOND)) -> tuple[View, View]:
     """Two augmented views of `size` x `size` pixels; every map goes through the same crop and flip as its image."""

@@ -47,7 +47,7 @@ def _entries(K: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     K = K.to(like)
     return tuple(K[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #backproject
 def backproject(depth: Tensor, K: Tensor) -> Tensor:
     """Points of a depth map in the camera frame: x right, y down, z forward.
 
@@ -82,7 +82,7 @@ def project(points: Tensor, K: Tensor) -> Tensor:
     z = torch.where(front, z, 1)
     return torch.where(front.unsqueeze(-3), torch.stack([fx * x / z + cx, fy * y / z + cy], -3), torch.nan)
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #check-points
 def _check_points(points: Tensor) -> None:
     if points.ndim < 3 or points.shape[-3] != 3 or not points.is_floating_point():
         raise ValueError(f"points are {points.dtype} {tuple(points.shape)}; needs floating point (..., 3, H, W)")
@@ -100,7 +100,7 @@ def _tangent(points: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         total, weights = total + weight * one, weights + weight
     return total / torch.where(weights > 0, weights, 1), weights > 0
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #normals-2
 def normals(points: Tensor) -> Tensor:
     """Unit normals that point to the camera, by finite differences that do not cross depth steps.
 
@@ -131,7 +131,7 @@ def resize_intrinsics(K: Tensor, old: tuple[int, int], new: tuple[int, int]) -> 
     half = K.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
     return (K + half) * scale - half
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #intrinsics-from-fractions
 def intrinsics_from_fractions(fractions: Sequence[float], size: tuple[int, int]) -> Tensor:
     """K (3, 3) in pixels of an image of `size` (H, W), from (fx / W, fy / H, cx / W, cy / H).
 

@@ -54,7 +54,7 @@ class RegionConfig(BaseModel, extra="forbid", frozen=True):
     tuning: Annotated[int, Field(ge=0)] = 1
     seed: Annotated[int, Field(ge=1)] = 1
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #values-of-regionconfig
 DEFAULT = RegionConfig()
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #metric-depth
@@ -88,7 +88,7 @@ def _bin_means(values: np.ndarray, bins: np.ndarray, count: int) -> tuple[np.nda
     with np.errstate(invalid="ignore"):
         return np.stack([np.bincount(bins, row, count) / number for row in values], 1), number
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #superpixel-geometry
 def superpixel_geometry(labels: np.ndarray, points: Tensor, config: RegionConfig = DEFAULT) -> np.ndarray:
     """What the boundary strengths need to know of each superpixel.
 
@@ -126,7 +126,7 @@ class Boundaries(NamedTuple):
     support: np.ndarray
     weight: np.ndarray
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #boundary-weights
 def boundary_weights(geometry: np.ndarray, edges: np.ndarray, config: RegionConfig = DEFAULT) -> Boundaries:
     """D_ocln, D_sup and W of every edge (CPCDR Eq. 1-3).
 
@@ -176,14 +176,14 @@ class Round(NamedTuple):
     community: np.ndarray
     fixed: np.ndarray
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #graph
 class _Graph(NamedTuple):
     nodes: int
     edges: np.ndarray
     total: np.ndarray  # sum of W over the superpixel edges that an edge stands for
     number: np.ndarray  # and how many they are
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #contract
 def _contract(graph: _Graph, module: np.ndarray) -> _Graph:
     "The graph of the modules: parallel edges are joined, inner ones dropped."
     nodes = int(module.max()) + 1
@@ -193,7 +193,7 @@ def _contract(graph: _Graph, module: np.ndarray) -> _Graph:
     total, number = (np.bincount(which, values[cross], len(keys)) for values in (graph.total, graph.number))
     return _Graph(nodes, np.stack(np.divmod(keys, nodes), 1), total, number)
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #unfinished
 def _unfinished(graph: _Graph, module: np.ndarray, after: _Graph, config: RegionConfig) -> np.ndarray:
     "Whether each module has a boundary of at most T_e: bool (modules,)."
     if config.fixing == "any":
@@ -240,7 +240,7 @@ def group_superpixels(count: int, edges: np.ndarray, weight: np.ndarray, config:
         graph = _without(after, stays)
     return rounds
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #without
 def _without(graph: _Graph, stays: np.ndarray) -> _Graph:
     "The graph without the nodes that do not stay."
     keep = stays[graph.edges].all(1)
@@ -260,7 +260,7 @@ class Grouping(NamedTuple):
         "Label map, int32 (H, W), of the communities after a round; the last one is the result."
         return self.rounds[round].community.astype(np.int32)[self.superpixels]
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #grouping-rounds
 def grouping_rounds(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionConfig = DEFAULT,
                     depth_kind: str = "depth") -> Grouping:
     "All steps of the grouping; arguments and errors as for `coherent_regions`."
@@ -274,7 +274,7 @@ def grouping_rounds(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionC
     return Grouping(labels, geometry, boundaries, group_superpixels(len(geometry), boundaries.edges, boundaries.weight,
                                                                     config))
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #coherent-regions-2
 def coherent_regions(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionConfig = DEFAULT,
                      depth_kind: str = "depth") -> np.ndarray:
     """Coherent depth regions of one image (CPCDR section 3.2, supplement A).

@@ -33,6 +33,12 @@ def check_pose(pose: Tensor, name: str = "pose") -> Tensor:
                          f"(R R^T is off the identity by {error:.2g})")
     return pose
 
+# %% ../../nbs/01_geometry/07_reprojection.ipynb #check-depth
+def _check_depth(depth: Tensor, K: Tensor) -> None:
+    if depth.ndim != 2 or not depth.is_floating_point() or not depth.numel():
+        raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (H, W), metres")
+    check_intrinsics(K, tuple(depth.shape))
+
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #to-world
 def to_world(depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
     """Points of a depth map in the world.
@@ -42,9 +48,7 @@ def to_world(depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
     Raises: `ValueError` for another shape or dtype, intrinsics or a pose that are none (`check_intrinsics`,
     `check_pose`).
     """
-    if depth.ndim != 2 or not depth.is_floating_point():
-        raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (H, W), metres")
-    check_intrinsics(K, tuple(depth.shape))
+    _check_depth(depth, K)
     pose = check_pose(pose).to(depth)
     return torch.einsum("ij,jhw->ihw", pose[:3, :3], backproject(depth, K)) + pose[:3, 3, None, None]
 
@@ -67,6 +71,13 @@ def project_points(points: Tensor, K: Tensor, pose: Tensor) -> tuple[Tensor, Ten
     xy = camera[:, :2] / torch.where(front, z, 1)[:, None] * K.diagonal()[:2] + K[:2, 2]
     return torch.where(front[:, None], xy, torch.nan), z
 
+# %% ../../nbs/01_geometry/07_reprojection.ipynb #nearest-pixels
+def _nearest_pixels(xy: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    "Row and column (P, 2) of the pixel of an image nearest to positions (P, 2), and whether it is the nearest of any."
+    column, row = xy.round().nan_to_num(-1, width, -1).clamp(-1, max(height, width)).long().unbind(1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return torch.stack([row.clamp(0, height - 1), column.clamp(0, width - 1)], 1), inside
+
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #visible
 def visible(points: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: float = 0.05) -> tuple[Tensor, Tensor]:
     """Which points of the world a posed depth map sees, and in which pixel.
@@ -79,16 +90,11 @@ def visible(points: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: f
     Raises: `ValueError` for another shape or dtype, a tolerance that is not positive, intrinsics or a pose that are
     none.
     """
-    if depth.ndim != 2 or not depth.is_floating_point() or not depth.numel():
-        raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (H, W), metres")
+    _check_depth(depth, K)
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; needs a positive number of metres")
-    height, width = depth.shape
-    check_intrinsics(K, (height, width))
     xy, z = project_points(points, K, pose)
-    column, row = xy.round().nan_to_num(-1, width, -1).clamp(-1, max(height, width)).long().unbind(1)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    pixel = torch.stack([row.clamp(0, height - 1), column.clamp(0, width - 1)], 1)
+    pixel, inside = _nearest_pixels(xy, *depth.shape)
     found = depth[pixel[:, 0], pixel[:, 1]]
     return inside & (z > 0) & (found > 0) & ((z - found).abs() < tolerance), pixel
 

@@ -30,7 +30,7 @@ def _check_points(name: str, values: np.ndarray) -> np.ndarray:
                          f"{first}: {values[first].tolist()}")
     return np.ascontiguousarray(values, np.float64)
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #check-rows
 def _check_rows(name: str, rows: np.ndarray, width: int, count: int) -> np.ndarray:
     "As int64 (R, width), every entry a row of `count` points."
     rows = np.asarray(rows)
@@ -40,7 +40,7 @@ def _check_rows(name: str, rows: np.ndarray, width: int, count: int) -> np.ndarr
         raise ValueError(f"{name} go from {rows.min()} to {rows.max()}; needs rows of {count} points, 0 to {count - 1}")
     return np.ascontiguousarray(rows, np.int64)
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #check-mesh
 def _check_mesh(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     vertices = _check_points("vertices", vertices)
     faces = _check_rows("faces", faces, 3, len(vertices))
@@ -48,7 +48,7 @@ def _check_mesh(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np
         raise ValueError("faces is empty; needs at least one (a cloud without faces goes through segment_graph)")
     return vertices, faces
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #check-cut
 def _check_cut(k_threshold: float, min_vertices: int) -> None:
     if not (0 < k_threshold < np.inf):
         raise ValueError(f"k_threshold is {k_threshold}; needs a finite number above 0")
@@ -59,7 +59,7 @@ def _check_cut(k_threshold: float, min_vertices: int) -> None:
 # unit normals and weights are whole multiples of these, so that no result hangs on the last bits of a float
 _NORMAL, _WEIGHT = 2.0**-44, 2.0**-38
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #face-normals-2
 @njit(cache=True)
 def _face_normals(vertices, faces, out):
     "Unit normal of each face, counter-clockwise, into out (F, 3) of zeros; a face without area keeps 0."
@@ -74,7 +74,7 @@ def _face_normals(vertices, faces, out):
         if length > 1e-10:  # below, the corners are on a line
             out[f, 0], out[f, 1], out[f, 2] = x / length, y / length, z / length
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #add-normals
 @njit(cache=True)
 def _add_normals(whole, faces, total, count):
     "Add each face's row of `whole` (F, 3) to the rows of its corners in `total` (V, 3), and 1 to `count` (V,)."
@@ -91,14 +91,14 @@ def _unit_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     _face_normals(vertices, faces, out)
     return out
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #mean-normals
 def _mean_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     whole = np.rint(_unit_normals(vertices, faces) / _NORMAL).astype(np.int64)
     total, count = np.zeros((len(vertices), 3), np.int64), np.zeros(len(vertices), np.int64)
     _add_normals(whole, faces, total, count)
     return total * _NORMAL / np.maximum(count, 1)[:, None]
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #vertex-normals
 def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray:
     """Mean of the unit normals of the faces around each vertex, not weighted by area and not made unit length again.
 
@@ -137,13 +137,13 @@ def _weigh(normals, points, edges, out):
         weight = max(0.0, math.floor((1.0 - same) / _WEIGHT + 0.5) * _WEIGHT)
         out[e] = weight * weight if rise > 1e-9 * math.sqrt(x * x + y * y + z * z) else weight
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #weights-2
 def _weights(normals: np.ndarray, points: np.ndarray, edges: np.ndarray) -> np.ndarray:
     out = np.empty(len(edges))
     _weigh(normals, points, edges, out)
     return out
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #face-edges
 def _face_edges(faces: np.ndarray) -> np.ndarray:
     "The directed edges (3 F, 2) of faces: corners 1 to 2, 1 to 3, 3 to 2."
     return faces[:, [0, 1, 0, 2, 2, 1]].reshape(-1, 2)
@@ -156,7 +156,7 @@ def _find(parent, i):
         i = parent[i]
     return i
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #join
 @njit(cache=True)
 def _join(edges, weights, parent, size, threshold, k_threshold, min_vertices):
     """The two passes over sorted `edges` (E, 2); parent, size, threshold (P,) begin as pieces of one point and are left
@@ -194,7 +194,7 @@ def _light_first(points: np.ndarray, edges: np.ndarray, weights: np.ndarray) -> 
         order[at] = tied[np.lexsort((place.max(1), place.min(1), weights[tied]))]
     return order
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #places
 def _places(points: np.ndarray) -> np.ndarray:
     "Rank of each point by x, then y, then z; equal points have equal ranks."
     order = np.lexsort(points.T[::-1])
@@ -259,7 +259,7 @@ def _goes_on(inverse: np.ndarray, axis: int, jump: float) -> np.ndarray:
     missed = np.fmin(bend[:-1], bend[1:]) / far  # from the first pixel's side, from the second's
     return np.moveaxis(np.fmin(step, missed) <= jump, 0, axis)
 
-
+# %% ../../nbs/01_geometry/06_segments.ipynb #smoothed
 def _smoothed(inverse: np.ndarray, down: np.ndarray, right: np.ndarray, smooth: float) -> np.ndarray:
     "Inverse depth averaged with a standard deviation of about `smooth` pixels; a round has a variance of 1/2."
     inverse = inverse.copy()

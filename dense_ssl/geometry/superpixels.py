@@ -9,6 +9,11 @@ __all__ = ['superpixels', 'adjacency']
 import numpy as np
 from skimage.segmentation import slic
 
+# %% ../../nbs/01_geometry/03_superpixels.ipynb #without-gaps
+def _without_gaps(labels: np.ndarray) -> np.ndarray:
+    used = np.bincount(labels.ravel()) > 0
+    return labels if used.all() else (np.cumsum(used) - 1)[labels]
+
 # %% ../../nbs/01_geometry/03_superpixels.ipynb #superpixels-2
 def superpixels(image: np.ndarray, count: int = 10000, compactness: float = 10.0, sigma: float = 1.0) -> np.ndarray:
     """SLIC superpixels of an image (CPCDR section 3.2).
@@ -25,8 +30,7 @@ def superpixels(image: np.ndarray, count: int = 10000, compactness: float = 10.0
         raise ValueError(f"count is {count}, compactness {compactness}, sigma {sigma}; needs count >= 1, compactness "
                          "> 0, sigma >= 0")
     labels = slic(image, n_segments=count, compactness=compactness, sigma=sigma, start_label=0)
-    used = np.bincount(labels.ravel()) > 0
-    return labels if used.all() else (np.cumsum(used) - 1)[labels]
+    return _without_gaps(labels)
 
 # %% ../../nbs/01_geometry/03_superpixels.ipynb #adjacency-2
 def adjacency(labels: np.ndarray) -> np.ndarray:

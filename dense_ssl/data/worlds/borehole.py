@@ -158,6 +158,7 @@ class BoreholeWorld(World):
         found, rng = self.log(i), stream(self.seed, "borehole", self.split, i, "image")
         grey = np.clip(found.amplitude * rng.uniform(0.75, 1.25) + rng.normal(0, 0.04), 0, 1)
         image = np.repeat((grey * 255 + 0.5).astype(np.uint8)[None], 3, axis=0)
-        return Sample(image=torch.from_numpy(image), name=f"borehole/{self.split}/{i}", depth=torch.from_numpy(found.time),
-                      depth_kind="time", labels=torch.from_numpy((found.breakout >= 0).astype(np.int64)),
-                      instances=torch.from_numpy(found.breakout))
+        labels = (found.breakout >= 0).astype(np.int64)
+        maps = {"image": image, "depth": found.time, "labels": labels, "instances": found.breakout}
+        return Sample(name=f"borehole/{self.split}/{i}", depth_kind="time",
+                      **{name: torch.from_numpy(values) for name, values in maps.items()})

@@ -54,8 +54,8 @@ def _chair(rng):
 
 # %% ../../../nbs/02_data/worlds/02_room.ipynb #sofa
 def _sofa(rng):
-    w, d, h, top, arm = rng.uniform(1.2, 2.3), rng.uniform(0.75, 1.0), rng.uniform(0.35, 0.48), rng.uniform(0.65, 0.95), \
-        rng.uniform(0.12, 0.25)
+    w, d, h = rng.uniform(1.2, 2.3), rng.uniform(0.75, 1.0), rng.uniform(0.35, 0.48)
+    top, arm = rng.uniform(0.65, 0.95), rng.uniform(0.12, 0.25)
     seats = max(int((w - 2 * arm) / 0.6), 1)
     edges = np.linspace(-w / 2 + arm, w / 2 - arm, seats + 1)
     return [_block("sofa", (-w / 2, w / 2), (-d / 2, d / 2), (0.06, h - 0.12)),
@@ -319,7 +319,8 @@ def make_room(seed: int, split: str, room: int, views: int) -> Room:
 class RoomWorld(World):
     """Posed RGB-D views of procedural rooms, see `World`; a place is a room, and splits share none.
 
-    Each Sample has depth in metres, labels (index into `classes`), instances (-1 on floor, wall and ceiling), K and pose.
+    Each Sample has depth in metres, labels (index into `classes`), instances (-1 on floor, wall and ceiling), K and
+    pose.
     """
 
     name, version, classes, focal = "room", "1", CLASSES, 0.8
@@ -339,12 +340,14 @@ class RoomWorld(World):
                             instances=solids["instance"][index], K=self.K, pose=pose)
 
     def mesh(self, number: int, step: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """Mesh of a room's visible side, edges up to `step` m: vertices (V, 3) float64 metres, faces (F, 3), labels (F,),
-        instances (F,); the shell's outside is left out."""
+        """Mesh of a room's visible side, edges up to `step` m; the shell's outside is left out.
+
+        Returns: vertices (V, 3) float64 metres, faces (F, 3), labels (F,), instances (F,).
+        """
         room = self.room(number)
         vertices, faces, owner = tessellate(room.solids, step)
         middle, (x, y, h) = vertices[faces].mean(1), room.size / (2, 2, 1) + 1e-6
-        inside = (np.abs(middle[:, 0]) <= x) & (np.abs(middle[:, 1]) <= y) & (middle[:, 2] >= -1e-6) & (middle[:, 2] <= h)
+        inside = (np.abs(middle[:, :2]) <= (x, y)).all(1) & (middle[:, 2] >= -1e-6) & (middle[:, 2] <= h)
         used, faces = np.unique(faces[inside], return_inverse=True)
         labels, instances = (room.solids[field][owner[inside]].astype(np.int64) for field in ("label", "instance"))
         return vertices[used], faces.reshape(-1, 3), labels, instances

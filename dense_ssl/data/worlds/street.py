@@ -30,7 +30,8 @@ _SIDEWAYS = np.array([[0, 0, 1.0], [1, 0, 0], [0, 1, 0]])      # turns a cylinde
 
 def _car(rng):
     kind = rng.choice(3, p=[0.7, 0.2, 0.1])
-    w, long, h = rng.uniform(0.84, 0.95), rng.uniform(1.8, 2.35) + 0.7 * (kind == 2), (1.5, 1.95, 2.9)[kind] * rng.uniform(0.93, 1.1)
+    w, long = rng.uniform(0.84, 0.95), rng.uniform(1.8, 2.35) + 0.7 * (kind == 2)
+    h = (1.5, 1.95, 2.9)[kind] * rng.uniform(0.93, 1.1)
     sill, belt = 0.28, (0.55, 0.5, 0.4)[kind] * h
     front, rear = long * (0.45, 0.75, 0.55)[kind], long * rng.uniform(0.55, 0.95) if kind == 0 else long * 0.97
     wheel = rng.uniform(0.28, 0.34)
@@ -118,8 +119,8 @@ def _building(rng, long):
 # %% ../../../nbs/02_data/worlds/03_street.ipynb #drive
 CHUNK, AHEAD = 24.0, 4
 # The plan of a drive: geometry of the street in metres, shares, speed (m/s), colours, and the light.
-Drive = namedtuple("Drive", "road sidewalk setback built green speed parking colours foliage ground sun sun_colour ambient "
-                            "sky level haze")
+Drive = namedtuple("Drive", "road sidewalk setback built green speed parking colours foliage ground sun sun_colour "
+                            "ambient sky level haze")
 
 # %% ../../../nbs/02_data/worlds/03_street.ipynb #plan
 @lru_cache(maxsize=256)
@@ -334,5 +335,6 @@ class StreetWorld(World):
     def sequence(self, index: int, length: int) -> list[Sample]:
         """`length` consecutive frames, ten a second, of which the first is image `index`."""
         if not 0 <= index < self.count or length < 1:
-            raise ValueError(f"sequence: needs an index below {self.count} and a positive length, found {index}, {length}")
+            raise ValueError(f"sequence: needs an index below {self.count} and a positive length, found {index}, "
+                             f"{length}")
         return [self.frame(index // self.views, 10 * (index % self.views) + k) for k in range(length)]

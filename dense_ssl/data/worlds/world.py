@@ -5,8 +5,6 @@
 # %% ../../../nbs/02_data/worlds/00_world.ipynb #8d4e0b52
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 
@@ -46,6 +44,6 @@ class World:
 
 # %% ../../../nbs/02_data/worlds/00_world.ipynb #posed-sample
 def posed_sample(name: str, **maps: np.ndarray) -> Sample:
-    """A Sample of arrays: image uint8 (3, H, W); depth (H, W), metres; labels, instances (H, W); K (3, 3); pose (4, 4)."""
+    """A Sample of arrays: image uint8 (3, H, W), depth (H, W) in metres, labels, instances (H, W), K, pose."""
     kinds = {"image": np.uint8, "labels": np.int64, "instances": np.int64}
     return Sample(name=name, **{k: torch.from_numpy(v.astype(kinds.get(k, np.float32))) for k, v in maps.items()})
