@@ -8,7 +8,7 @@ __all__ = ['Make', 'StepBatches', 'Samples', 'PairViews', 'Batch', 'step_loader'
 # %% ../../nbs/02_data/08_loading.ipynb #d9813be6
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,6 +19,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .views import BadSample, Sample, View, paired_views, sample_generator, stack_views
 from ..geometry.depth import normalize_depth
 from ..processes import die_with_parent
+
+# %% ../../nbs/02_data/08_loading.ipynb #epoch-order
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(length, generator=sample_generator(seed, epoch)).tolist()
 
 # %% ../../nbs/02_data/08_loading.ipynb #stepbatches
 class StepBatches(Sampler[list[tuple[int, int]]]):
@@ -41,17 +46,11 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         micro = self.batch_size // (self.world * self.accumulate)
-        epoch, order = -1, []
         for step in range(self.start, self.stop):
             for part in range(self.accumulate):
                 first = step * self.batch_size + (part * self.world + self.rank) * micro
-                keys = []
-                for position in range(first, first + micro):
-                    if position // self.length != epoch:
-                        epoch = position // self.length
-                        order = torch.randperm(self.length, generator=sample_generator(self.seed, epoch)).tolist()
-                    keys.append((epoch, order[position % self.length]))
-                yield keys
+                turns = (divmod(position, self.length) for position in range(first, first + micro))
+                yield [(epoch, _order(self.length, self.seed, epoch)[place]) for epoch, place in turns]
 
 # %% ../../nbs/02_data/08_loading.ipynb #samples
 class Samples(Dataset):

@@ -44,9 +44,7 @@ def class_table(classes: int, map_class: np.ndarray | None = None) -> Tensor:
         raise ValueError(f"classes is {classes}; NYUv2 has 40 or 13")
     to = torch.arange(40) if classes == 40 else torch.tensor(TO13)
     if map_class is None:
-        table = torch.full((256,), 255)
-        table[:40] = to
-        return table
+        return torch.cat([to, torch.full((216,), 255)])
     numbers = torch.from_numpy(np.asarray(map_class, dtype=np.int64).reshape(-1))
     if len(numbers) != 894 or numbers.min() < 1 or numbers.max() > 40:
         raise ValueError(f"mapClass has {len(numbers)} numbers, not all 1 to 40; needs 894 numbers from 1 to 40")

@@ -35,9 +35,8 @@ class Wall(NamedTuple):
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #unwrap
 def unwrap(size: tuple[int, int]) -> Wall:
     """The wall's coordinates for an image of `size` (H, W)."""
-    height, width = size
-    azimuth = np.linspace(0, 2 * np.pi, width, endpoint=False, dtype=np.float32)
-    depth = np.arange(height, dtype=np.float32) / np.float32(width)
+    azimuth = np.linspace(0, 2 * np.pi, size[1], endpoint=False, dtype=np.float32)
+    depth = np.arange(size[0], dtype=np.float32) / np.float32(size[1])
     return Wall(np.broadcast_to(azimuth, size), np.broadcast_to(depth[:, None], size))
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #beds

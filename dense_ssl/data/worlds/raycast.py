@@ -42,9 +42,8 @@ def solid(shape: int, centre, half, label: int = 0, part: int = 0, yaw: float = 
     """One solid as a scene of length 1: `centre` and `half` lengths (3,) in metres, `turn` (3, 3) or `yaw` radians."""
     row = np.zeros(1, SOLID)
     row["shape"], row["label"], row["instance"], row["part"] = shape, label, -1, part
-    row["centre"], row["half"] = centre, half
+    row["centre"], row["half"], row["colours"], row["period"] = centre, half, 0.5, 1.0
     row["turn"] = yaw_matrix(yaw) if turn is None else turn
-    row["colours"], row["period"] = 0.5, 1.0
     if shape not in (BOX, CYLINDER, BALL) or not (row["half"] > 0).all():
         raise ValueError(f"solid: needs shape 0, 1 or 2 and positive half lengths, found shape {shape}, half {half}")
     return row
@@ -322,10 +321,10 @@ def paint(solids: np.ndarray, rng: np.random.Generator, colours: np.ndarray, per
     second = (first + rng.integers(1, len(colours), len(parts))) % len(colours)
     towards = colours[first] + rng.uniform(0.2, 0.9, (len(parts), 1)) * (colours[second] - colours[first])
     pair = np.stack([colours[first], towards], 1) * rng.uniform(0.85, 1.15, (len(parts), 2, 1))
-    painted["colours"] = pair.clip(0.03, 1)[which]
-    painted["pattern"] = rng.integers(7, size=len(parts))[which]
-    painted["period"] = np.exp(rng.uniform(*np.log(period), len(parts)))[which]
-    painted["shift"] = rng.uniform(0, 50, (len(parts), 3))[which]
+    drawn = {"colours": pair.clip(0.03, 1), "pattern": rng.integers(7, size=len(parts)),
+             "period": np.exp(rng.uniform(*np.log(period), len(parts))), "shift": rng.uniform(0, 50, (len(parts), 3))}
+    for field, values in drawn.items():
+        painted[field] = values[which]
     return painted
 
 # %% ../../../nbs/02_data/worlds/01_raycast.ipynb #light-2
@@ -354,11 +353,11 @@ def visibility(shadow: tuple, points: np.ndarray, bias: float = 0.03) -> np.ndar
     x, y, z = turn[:, 0] * p[0] + turn[:, 1] * p[1] + turn[:, 2] * p[2]
     safe = np.maximum(z, np.float32(1e-3))
     u, v = (np.float32(K[0, 0]) * x / safe + np.float32(K[0, 2]), np.float32(K[1, 1]) * y / safe + np.float32(K[1, 2]))
-    side = depth.shape[0]
+    side, flat = len(depth), depth.ravel()
     outside = (z < 1e-3) | (u < 0) | (v < 0) | (u > side - 2) | (v > side - 2)
     u, v = np.where(outside, 0, u), np.where(outside, 0, v)
     u0, v0 = u.astype(np.int32), v.astype(np.int32)
-    a, b, flat, at = u - u0, v - v0, depth.ravel(), v0 * side + u0
+    a, b, at = u - u0, v - v0, v0 * side + u0
     limit = z * np.float32(1 - 0.6 / K[0, 0]) - np.float32(bias)
     lit = ((flat[at] > limit) * (1 - a) + (flat[at + 1] > limit) * a) * (1 - b) \
         + ((flat[at + side] > limit) * (1 - a) + (flat[at + side + 1] > limit) * a) * b

@@ -150,15 +150,14 @@ def plan(seed: int, split: str, drive: int) -> Drive:
 def _ground(drive, start):
     "Terrain, sidewalks, road and markings of a chunk; materials run on from chunk to chunk."
     y, road, kerb = (start, start + CHUNK), drive.road, drive.road + drive.sidewalk
-    solids = [_block("road", (-road, road), y, (-0.3, 0), 0)]
-    for s in (-1, 1):
-        solids += [_block("sidewalk", sorted((s * road, s * kerb)), y, (-0.3, 0.13), 1),
-                   _block("terrain", sorted((s * kerb, s * (kerb + 60))), y, (-0.3, 0.1), 2)]
-    lines = [(-0.07, 0.07)] + [(s * (road - 2.2) - 0.05, s * (road - 2.2) + 0.05) for s in (-1, 1) if drive.parking]
-    solids += [_block("road", x, (start + t, start + t + 2.5), (-0.1, 0.006), 3) for x in lines[:1]
-               for t in (0.5, 6.5, 12.5, 18.5)]
-    solids += [_block("road", x, y, (-0.1, 0.005), 3) for x in lines[1:]]
-    return solids
+    sides = [side for s in (-1, 1) for side in (
+        _block("sidewalk", sorted((s * road, s * kerb)), y, (-0.3, 0.13), 1),
+        _block("terrain", sorted((s * kerb, s * (kerb + 60))), y, (-0.3, 0.1), 2))]
+    dashes = [_block("road", (-0.07, 0.07), (start + t, start + t + 2.5), (-0.1, 0.006), 3)
+              for t in (0.5, 6.5, 12.5, 18.5)]
+    parking = [_block("road", (s * (road - 2.2) - 0.05, s * (road - 2.2) + 0.05), y, (-0.1, 0.005), 3)
+               for s in (-1, 1) if drive.parking]
+    return [_block("road", (-road, road), y, (-0.3, 0), 0), *sides, *dashes, *parking]
 
 # %% ../../../nbs/02_data/worlds/03_street.ipynb #side
 def _side(drive, rng, start, s):
@@ -252,15 +251,13 @@ def camera_pose(seed: int, split: str, drive: int, frame: int) -> np.ndarray:
 def movers(seed: int, split: str, drive: int, frame: int) -> np.ndarray:
     """Solids of the moving cars and of the walkers near the camera at `frame`."""
     t, y_eye = frame * STEP, camera_pose(seed, split, drive, frame)[1, 3]
-    moved = []
-    for made, x, y, speed, ahead in _traffic(seed, split, drive)[0]:
-        gap = y + 2 * np.sin(0.7 * t + y) if ahead else (y - speed * t - y_eye + BEHIND) % LOOP - BEHIND
-        moved.append(place(made, (x, y_eye + gap, 0), 0.0 if ahead else np.pi))
     first = int(y_eye // CHUNK)
-    for number in range(first - 1, first + AHEAD):
-        for made, at, velocity, yaw in make_chunk(seed, split, drive, number)[1]:
-            moved.append(place(made, at + velocity * t, yaw))
-    return join(moved)
+    cars = [place(made, (x, y_eye + (y + 2 * np.sin(0.7 * t + y)), 0), 0.0) if ahead else
+            place(made, (x, y_eye + ((y - speed * t - y_eye + BEHIND) % LOOP - BEHIND), 0), np.pi)
+            for made, x, y, speed, ahead in _traffic(seed, split, drive)[0]]
+    walkers = [place(made, at + velocity * t, yaw) for number in range(first - 1, first + AHEAD)
+               for made, at, velocity, yaw in make_chunk(seed, split, drive, number)[1]]
+    return join(cars + walkers)
 
 # %% ../../../nbs/02_data/worlds/03_street.ipynb #sun-map
 @lru_cache(maxsize=64)
