@@ -19,55 +19,55 @@ __all__ = ['Wall', 'unwrap', 'beds', 'fracture', 'zone', 'Log', 'log', 'Borehole
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #wall
 class Wall(NamedTuple):
-    """The unwrapped wall: azimuth (H, W) radians, depth along the hole (H, W) in circumferences, float32."""
+    """The unwrapped wall: azimuth (H, W) radians, place along the hole (H, W) in circumferences, float32."""
 
     azimuth: np.ndarray
-    depth: np.ndarray
+    along: np.ndarray
 
     def noise(self, rng: np.random.Generator, cell: float, stretch: float = 1.0) -> np.ndarray:
         """Two channels (2, H, W) in [0, 1] of value noise with finest cells of `cell` circumferences around the
         hole."""
         radius = np.float32(1 / (2 * np.pi * cell))
         q = np.stack([radius * np.cos(self.azimuth), radius * np.sin(self.azimuth),
-                      self.depth * np.float32(1 / (cell * stretch))]).reshape(3, -1)
-        return noise(q + rng.uniform(0, 64, (3, 1)).astype(np.float32)).reshape(2, *self.depth.shape)
+                      self.along * np.float32(1 / (cell * stretch))]).reshape(3, -1)
+        return noise(q + rng.uniform(0, 64, (3, 1)).astype(np.float32)).reshape(2, *self.along.shape)
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #unwrap
 def unwrap(size: tuple[int, int]) -> Wall:
     """The wall's coordinates for an image of `size` (H, W)."""
     azimuth = np.linspace(0, 2 * np.pi, size[1], endpoint=False, dtype=np.float32)
-    depth = np.arange(size[0], dtype=np.float32) / np.float32(size[1])
-    return Wall(np.broadcast_to(azimuth, size), np.broadcast_to(depth[:, None], size))
+    along = np.arange(size[0], dtype=np.float32) / np.float32(size[1])
+    return Wall(np.broadcast_to(azimuth, size), np.broadcast_to(along[:, None], size))
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #beds
 def beds(wall: Wall, rng: np.random.Generator) -> np.ndarray:
     """Brightness (H, W) around 0 of tilted beds: a random profile along the bedding coordinate, with sharp dark
     bands."""
-    at = wall.depth - np.float32(rng.gamma(1.2, 0.03)) * np.cos(wall.azimuth - np.float32(rng.uniform(0, 2 * np.pi)))
+    at = wall.along - np.float32(rng.gamma(1.2, 0.03)) * np.cos(wall.azimuth - np.float32(rng.uniform(0, 2 * np.pi)))
     profile = rng.normal(0, 1, 96)
     profile = np.convolve(profile, np.ones(3) / 3, "same") * rng.uniform(0.02, 0.14)
     for _ in range(rng.poisson(1.2)):
         start, thick = rng.integers(0, 90), rng.integers(1, 5)
         profile[start:start + thick] += rng.choice([-1, -1, 1]) * rng.uniform(0.15, 0.5)
-    return np.interp(at, np.linspace(-0.5, wall.depth.max() + 0.5, 96), profile).astype(np.float32)
+    return np.interp(at, np.linspace(-0.5, wall.along.max() + 0.5, 96), profile).astype(np.float32)
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #fracture
 def fracture(wall: Wall, rng: np.random.Generator, holes: np.ndarray) -> np.ndarray:
     """Strength (H, W) in [0, 1] of one fracture: a thin sine, broken where the noise `holes` (H, W) is high."""
-    rise, top = rng.uniform(0.02, 0.28), wall.depth.max()
+    rise, top = rng.uniform(0.02, 0.28), wall.along.max()
     at = rng.uniform(-0.1, top + 0.1) + rise * np.cos(wall.azimuth - np.float32(rng.uniform(0, 2 * np.pi)))
     thin = np.float32(rng.uniform(0.004, 0.012))
-    line = np.exp(-0.5 * ((wall.depth - at.astype(np.float32)) / thin) ** 2)
+    line = np.exp(-0.5 * ((wall.along - at.astype(np.float32)) / thin) ** 2)
     return line * np.clip(4 * (np.float32(rng.uniform(0.45, 0.75)) - holes) + 0.5, 0, 1)
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #zone
-def zone(wall: Wall, angle: float, depth: float, half_angle: float, half_length: float,
+def zone(wall: Wall, angle: float, middle: float, half_angle: float, half_length: float,
          ragged: np.ndarray) -> np.ndarray:
-    """Field (H, W), positive inside a zone about (`angle`, `depth`) and 1 at its middle; `ragged` (H, W) displaces its
+    """Field (H, W), positive inside a zone about (`angle`, `middle`) and 1 at its middle; `ragged` (H, W) displaces its
     border."""
     around = np.angle(np.exp(1j * (wall.azimuth[0] - angle))).astype(np.float32)[None]  # in (-pi, pi]
     across = around / np.float32(half_angle)
-    along = (wall.depth - np.float32(depth)) / np.float32(half_length)
+    along = (wall.along - np.float32(middle)) / np.float32(half_length)
     return 1 - across * across - along ** 4 + 2.4 * (ragged - np.float32(0.5))
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #log
@@ -83,12 +83,12 @@ class Log(NamedTuple):
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #zones
 def _zones(wall, rng, ragged):
     "Fields of the breakouts (paired) and of the stains (single), and how dark each is."
-    end, stress, breakouts, stains = wall.depth.max(), rng.uniform(0, 2 * np.pi), [], []
+    end, stress, breakouts, stains = wall.along.max(), rng.uniform(0, 2 * np.pi), [], []
     for _ in range(rng.choice([0, 1, 2, 3], p=[0.08, 0.4, 0.37, 0.15])):
-        depth, long, wide = rng.uniform(0.0, end), rng.gamma(3.0, 0.045) + 0.03, rng.uniform(0.22, 0.5)
+        middle, long, wide = rng.uniform(0.0, end), rng.gamma(3.0, 0.045) + 0.03, rng.uniform(0.22, 0.5)
         for side in (0, np.pi):
             if rng.random() < 0.92:
-                breakouts.append(zone(wall, stress + side + rng.normal(0, 0.06), depth + rng.normal(0, 0.02),
+                breakouts.append(zone(wall, stress + side + rng.normal(0, 0.06), middle + rng.normal(0, 0.02),
                                       wide * rng.uniform(0.75, 1.2), long * rng.uniform(0.7, 1.2), ragged[0]))
     for _ in range(rng.integers(1, 5)):
         long, wide = rng.gamma(3.0, 0.04) + 0.03, rng.uniform(0.2, 0.6)
@@ -100,7 +100,7 @@ def _clean_time(wall, rng, slow):
     "Transit time of an unbroken wall: level, eccentricity, ovality, slow drift; the eccentric direction as well."
     first, second = rng.uniform(0, 2 * np.pi, 2)
     one, two, level = rng.uniform(2, 22), rng.uniform(0, 7), rng.uniform(900, 1400)
-    drift = np.float32(rng.uniform(-1.0, 1.0)) * wall.depth
+    drift = np.float32(rng.uniform(-1.0, 1.0)) * wall.along
     return (level + one * np.cos(wall.azimuth - first + drift) + two * np.cos(2 * wall.azimuth - second)
             + 12 * (slow - 0.5)).astype(np.float32), first
 
@@ -116,7 +116,7 @@ def log(wall: Wall, rng: np.random.Generator) -> Log:
         line = fracture(wall, rng, ragged[0])
         amplitude -= np.float32(rng.uniform(0.15, 0.5)) * line
         time += np.float32(rng.uniform(0, 8)) * line
-    number, stain = np.full(wall.depth.shape, -1, np.int64), np.zeros(wall.depth.shape, bool)
+    number, stain = np.full(wall.along.shape, -1, np.int64), np.zeros(wall.along.shape, bool)
     for k, field in enumerate(stains + breakouts):
         inside = field > 0
         fade = np.clip(field * np.float32(rng.uniform(1.5, 6) * (1 if k < len(stains) else 2)), 0, 1)
