@@ -19,12 +19,13 @@ class World:
     """`count` images of `size` (H, W), each a function of the seed, the split and its number alone.
 
     split: any word, "train" and "test" are customary; splits share nothing. size: None = that of the class. Image `i`
-    is view `i % views` of place `i // views`, seen by a camera `K` (3, 3) whose focal length is `focal` widths of the
-    image. A world has a name, a version, which says when its images changed, classes, and `image(i) -> Sample`.
+    is view `i % views` of place `i // views`, seen by a pinhole camera `K` (3, 3) whose focal length is `focal` widths
+    of the image, or by none. A world has a name, a version, which says when its images changed, classes, and `image(i)
+    -> Sample`.
     Raises: `ValueError` for a count, size or views that is not positive; `IndexError` for an image beyond the count.
     """
 
-    name, version, classes, size, focal = "", "", [], (96, 128), 1.0
+    name, version, classes, size, focal = "", "", [], (96, 128), None
 
     def __init__(self, split: str = "train", count: int = 128, size: tuple[int, int] | None = None, seed: int = 0,
                  views: int = 4):
@@ -32,7 +33,7 @@ class World:
         if min(count, views, *self.size) < 1:
             raise ValueError(f"{type(self).__name__}: count, size and views must be positive, found {count}, "
                              f"{self.size}, {views}")
-        self.K = pinhole(self.size, self.focal)
+        self.K = pinhole(self.size, self.focal) if self.focal else None
 
     def __len__(self) -> int:
         return self.count
