@@ -95,15 +95,15 @@ class Rooms(Cached):
             raise ValueError(f"the room world has {world.count} images and {world.views} views a room; needs at least "
                              "one whole room")
         super().__init__(world)
-        self.skipped, whole = [], range(world.count // world.views)
+        self.world, self.skipped, whole = world, [], range(world.count // world.views)
         self.scenes = {f"room/{world.split}/room{r}": range(r * world.views, (r + 1) * world.views) for r in whole}
         self.settings = {name: getattr(world, name) for name in ("split", "size", "seed", "views")} | {"step": step}
 
     def __len__(self) -> int:
-        return len(self.scenes) * self.dataset.views
+        return len(self.scenes) * self.world.views
 
     def _mesh(self, scene: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        return self.dataset.mesh(self.scenes[scene].start // self.dataset.views, self.settings["step"])
+        return self.world.mesh(self.scenes[scene].start // self.world.views, self.settings["step"])
 
     def surface(self, scene: str, k_threshold: float | None, min_vertices: int) -> tuple[np.ndarray, np.ndarray]:
         """Vertices (V, 3) and set ids (V,) of the room's mesh; k_threshold None: no sets."""
@@ -120,7 +120,7 @@ class Rooms(Cached):
 
     def clear(self, scene: str, points: np.ndarray, eye: np.ndarray) -> np.ndarray:
         """Whether each point (P, 3) of the room can be seen from `eye` (3,), by its solids: bool (P,)."""
-        return in_sight(self.dataset.room(self.scenes[scene].start // self.dataset.views).solids, points, eye)
+        return in_sight(self.world.room(self.scenes[scene].start // self.world.views).solids, points, eye)
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #collect
 def _collect(source: Any, scene: str, sets: str, voxel: float, k_threshold: float, min_vertices: int) -> Any:
