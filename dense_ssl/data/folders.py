@@ -104,8 +104,7 @@ def read_labels(path: str | Path, classes: int | None = None, ids: dict[int, int
 
 # %% ../../nbs/02_data/01_folders.ipynb #read-ids
 def read_ids(path: str | Path, none: int) -> Tensor:
-    """Read region, instance or auxiliary ids as int64 (H, W); the stored number `none` becomes -1. BadSample as
-    `read_labels`."""
+    """Read region, instance or auxiliary ids, int64 (H, W); the number `none` becomes -1. BadSample as `read_labels`."""
     ids = _integers(path, "ids")
     return torch.where(ids == none, -1, ids)
 
@@ -163,8 +162,7 @@ def _map(tree: Path, image: Path, name: str) -> Path:
 
 # %% ../../nbs/02_data/01_folders.ipynb #shorter-side
 def shorter_side(sample: Sample, size: int) -> Sample:
-    """The sample with its shorter side at `size` pixels: image antialiased, depth over valid pixels, ids nearest, K
-    with them."""
+    """The sample with a shorter side of `size` pixels: image antialiased, depth over valid pixels, ids nearest."""
     height, width = sample.image.shape[-2:]
     factor = size / min(height, width)
     new = (max(1, round(height * factor)), max(1, round(width * factor)))
@@ -268,8 +266,7 @@ TREES = ("depth", "labels", *NONE)
 
 # %% ../../nbs/02_data/01_folders.ipynb #splits-2
 def splits(root: str | Path, split: str = "train", **options: Any) -> ImageFolder:
-    """ImageNet's layout: `root/<split>/...` with optional mirrored trees `depth/<split>/...`; options of
-    `ImageFolder`."""
+    """ImageNet's layout: `root/<split>/...`, optional trees `depth/<split>/...`; options of `ImageFolder`."""
     trees = {name: Path(options.pop(name)) / split for name in TREES if options.get(name)}
     folder = ImageFolder(Path(root) / split, **trees, **options)
     folder.split = split

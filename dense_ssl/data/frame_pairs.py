@@ -194,8 +194,7 @@ def make_scene(source: Any, scene: str, minimum: float = 0.3, sets: str = "surfa
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #scene-files
 def _scene_files(source: Any, options: dict[str, Any], cache: Path) -> dict[str, Path]:
-    """Where each scene is kept: a folder for the options and the code, and another name when the scene's frames are
-    others."""
+    """Where each scene is kept: a folder for the options and the code, a name for the scene's frames."""
     key = params_hash({"source": source.name, **getattr(source, "settings", {}), **options},
                       "dense_ssl.data.frame_pairs")
     files = {}

@@ -80,8 +80,7 @@ class View(Maps):
     source: Tensor
 
     def at(self, size: tuple[int, int]) -> "View":
-        """The same view with its maps (not the image) at `size` = (h, w), such as that of a feature map. Batched views
-        only."""
+        """The same batched view with its maps (not the image) at `size` = (h, w), such as that of a feature map."""
         changed = {"xy": F.interpolate(self.xy, size, mode="bilinear", align_corners=False)}
         if self.depth is not None:
             changed["depth"] = resize_depth(self.depth, size)
@@ -230,8 +229,7 @@ def blur_kernel(width: int) -> int:
 
 # %% ../../nbs/02_data/00_views.ipynb #blur
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """Gaussian blur of a uint8 image (3, h, w) by `sigma` pixels. One direction after the other: the same kernel at a
-    thirtieth of the cost."""
+    """Gaussian blur of a uint8 image (3, h, w) by `sigma` pixels, rows after columns: a thirtieth of the cost."""
     k, wide = blur_kernel(image.shape[-1]), image.float()
     for kernel in ([k, 1], [1, k]):
         wide = TF.gaussian_blur(wide, kernel, [sigma, sigma])

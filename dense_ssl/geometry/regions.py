@@ -248,8 +248,7 @@ def _without(graph: _Graph, stays: np.ndarray) -> _Graph:
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #grouping
 class Grouping(NamedTuple):
-    """superpixels: int (H, W). geometry: (n, 4) of `superpixel_geometry`. boundaries: `Boundaries`. rounds: list of
-    `Round`."""
+    """superpixels: int (H, W). geometry: (n, 4) of `superpixel_geometry`. The last round holds the result."""
 
     superpixels: np.ndarray
     geometry: np.ndarray

@@ -248,8 +248,7 @@ def _volume(side: int = 64) -> np.ndarray:
 
 # %% ../../../nbs/02_data/worlds/01_raycast.ipynb #noise
 def noise(q: np.ndarray) -> np.ndarray:
-    """Multi-octave value noise (2, N) in [0, 1] at points `q` (3, N); the finest cells have side 1, the period is
-    64."""
+    """Multi-octave value noise (2, N) in [0, 1] at points `q` (3, N); finest cells of side 1, a period of 64."""
     low = np.floor(q)
     rest = (q - low).astype(np.float32)
     x0, y0, z0 = low.astype(np.int32) & 63
@@ -303,8 +302,7 @@ def look(scene: np.ndarray, K: np.ndarray, pose: np.ndarray, size: tuple[int, in
 
 # %% ../../../nbs/02_data/worlds/01_raycast.ipynb #palette
 def palette(rng: np.random.Generator, count: int = 8, saturation: float = 0.75) -> np.ndarray:
-    """`count` colours (count, 3) in [0, 1]: hues around five, half of them wood and stone, any brightness, mostly
-    muted."""
+    """Colours (count, 3) in [0, 1]: hues around five, half of them wood and stone, any brightness, mostly muted."""
     anchors = np.where(rng.random(5) < 0.5, rng.normal(0.08, 0.03, 5), rng.random(5))
     hue = rng.choice(anchors, count) + rng.normal(0, 0.04, count)
     value, chroma = rng.uniform(0.1, 0.95, count), rng.beta(1.2, 1.7, count) * saturation
@@ -313,8 +311,7 @@ def palette(rng: np.random.Generator, count: int = 8, saturation: float = 0.75) 
 
 # %% ../../../nbs/02_data/worlds/01_raycast.ipynb #paint
 def paint(solids: np.ndarray, rng: np.random.Generator, colours: np.ndarray, period=(0.1, 0.9)) -> np.ndarray:
-    """Copy of `solids` with a random material for each `part`: colours from `colours` (n, 3), `period` range in
-    metres."""
+    """Copy of `solids`, a random material for each `part`: colours of `colours` (n, 3), `period` range in metres."""
     painted = solids.copy()
     parts, which = np.unique(solids["part"], return_inverse=True)
     first = rng.integers(len(colours), size=len(parts))
@@ -338,15 +335,13 @@ class Light(NamedTuple):
 
 # %% ../../../nbs/02_data/worlds/01_raycast.ipynb #shadow-map
 def shadow_map(scene: np.ndarray, eye, target, half_angle_tan: float, side: int = 192) -> tuple:
-    """(K, pose, depth (side, side)) seen from a light at `eye` towards `target`; nothing is drawn for solids before
-    it."""
+    """(K, pose, depth (side, side) in metres) seen from a light at `eye` towards `target`."""
     K, pose = pinhole((side, side), 0.5 / half_angle_tan), look_at(eye, target)
     return K, pose, cast(scene, K, pose, (side, side))[0]
 
 # %% ../../../nbs/02_data/worlds/01_raycast.ipynb #visibility
 def visibility(shadow: tuple, points: np.ndarray, bias: float = 0.03) -> np.ndarray:
-    """Share of light (N,) in [0, 1] that reaches `points` (3, N); 1 outside the map. `bias` in metres, beside 0.6
-    texels."""
+    """Share of light (N,) that reaches `points` (3, N), 1 outside the map; `bias` in metres, beside 0.6 texels."""
     K, pose, depth = shadow
     turn = pose[:3, :3].T.astype(np.float32)[:, :, None]
     p = points - pose[:3, 3:].astype(np.float32)

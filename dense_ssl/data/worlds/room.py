@@ -138,8 +138,7 @@ def _door(rng):
 
 # %% ../../../nbs/02_data/worlds/02_room.ipynb #room
 class Room(NamedTuple):
-    """A furnished room: solids (n,) of dtype `SOLID`, interior size (3,) metres (x, y around 0, z from 0), light and
-    poses."""
+    """A furnished room: solids (n,) of dtype `SOLID`, size (3,) in metres (x, y around 0, z from 0), light, poses."""
 
     solids: np.ndarray
     size: np.ndarray

@@ -20,8 +20,8 @@ class World:
 
     split: any word, "train" and "test" are customary; splits share nothing. size: None = that of the class. Image `i`
     is view `i % views` of place `i // views`, seen by a pinhole camera `K` (3, 3) whose focal length is `focal` widths
-    of the image, or by none. A world has a name, a version, which says when its images changed, classes, and `image(i)
-    -> Sample`.
+    of the image, or by none. A world has a name, a version (another one when its images change), classes, and
+    `image(i) -> Sample`.
     Raises: `ValueError` for a count, size or views that is not positive; `IndexError` for an image beyond the count.
     """
 
