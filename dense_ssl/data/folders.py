@@ -104,7 +104,7 @@ def read_labels(path: str | Path, classes: int | None = None, ids: dict[int, int
 
 # %% ../../nbs/02_data/01_folders.ipynb #read-ids
 def read_ids(path: str | Path, none: int) -> Tensor:
-    """Read region, instance or auxiliary ids, int64 (H, W); the number `none` becomes -1. BadSample as `read_labels`."""
+    """Region, instance or auxiliary ids, int64 (H, W); the number `none` becomes -1. BadSample as `read_labels`."""
     ids = _integers(path, "ids")
     return torch.where(ids == none, -1, ids)
 

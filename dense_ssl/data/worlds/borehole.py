@@ -25,8 +25,7 @@ class Wall(NamedTuple):
     along: np.ndarray
 
     def noise(self, rng: np.random.Generator, cell: float, stretch: float = 1.0) -> np.ndarray:
-        """Two channels (2, H, W) in [0, 1] of value noise with finest cells of `cell` circumferences around the
-        hole."""
+        """Value noise (2, H, W) in [0, 1] with finest cells of `cell` circumferences around the hole."""
         radius = np.float32(1 / (2 * np.pi * cell))
         q = np.stack([radius * np.cos(self.azimuth), radius * np.sin(self.azimuth),
                       self.along * np.float32(1 / (cell * stretch))]).reshape(3, -1)
@@ -41,8 +40,7 @@ def unwrap(size: tuple[int, int]) -> Wall:
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #beds
 def beds(wall: Wall, rng: np.random.Generator) -> np.ndarray:
-    """Brightness (H, W) around 0 of tilted beds: a random profile along the bedding coordinate, with sharp dark
-    bands."""
+    """Brightness (H, W) around 0 of tilted beds: a random profile along their coordinate, with sharp dark bands."""
     at = wall.along - np.float32(rng.gamma(1.2, 0.03)) * np.cos(wall.azimuth - np.float32(rng.uniform(0, 2 * np.pi)))
     profile = rng.normal(0, 1, 96)
     profile = np.convolve(profile, np.ones(3) / 3, "same") * rng.uniform(0.02, 0.14)
@@ -63,8 +61,7 @@ def fracture(wall: Wall, rng: np.random.Generator, holes: np.ndarray) -> np.ndar
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #zone
 def zone(wall: Wall, angle: float, middle: float, half_angle: float, half_length: float,
          ragged: np.ndarray) -> np.ndarray:
-    """Field (H, W), positive inside a zone about (`angle`, `middle`) and 1 at its middle; `ragged` (H, W) displaces its
-    border."""
+    """Field (H, W), positive inside a zone about (`angle`, `middle`), 1 there; `ragged` (H, W) displaces its border."""
     around = np.angle(np.exp(1j * (wall.azimuth[0] - angle))).astype(np.float32)[None]  # in (-pi, pi]
     across = around / np.float32(half_angle)
     along = (wall.along - np.float32(middle)) / np.float32(half_length)
@@ -72,8 +69,7 @@ def zone(wall: Wall, angle: float, middle: float, half_angle: float, half_length
 
 # %% ../../../nbs/02_data/worlds/04_borehole.ipynb #log
 class Log(NamedTuple):
-    """One stretch of a well: amplitude in [0, 1], transit time (nan = lost), breakout number or -1, stain; all (H,
-    W)."""
+    """A stretch of a well, all (H, W): amplitude in [0, 1], transit time (nan = lost), breakout or -1, stain."""
 
     amplitude: np.ndarray
     time: np.ndarray

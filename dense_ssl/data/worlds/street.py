@@ -190,7 +190,7 @@ def _side(drive, rng, start, s):
 # %% ../../../nbs/02_data/worlds/03_street.ipynb #make-chunk
 @lru_cache(maxsize=1024)
 def make_chunk(seed: int, split: str, drive: int, number: int) -> tuple[np.ndarray, list]:
-    """Chunk `number` of a drive, y from `24 number` on: what stands, and walkers [(solids, position, velocity, yaw)]."""
+    """Chunk `number`, y from `24 number` on: what stands, and walkers [(solids, position, velocity, yaw)]."""
     what, rng, start = plan(seed, split, drive), stream(seed, "street", split, drive, "chunk",
                                                         number + 100), number * CHUNK
     ground = join(_ground(what, start))
