@@ -142,8 +142,7 @@ def _find(parent, i):
 # %% ../../nbs/01_geometry/06_segments.ipynb #join
 @njit(cache=True)
 def _join(edges, weights, parent, size, threshold, k_threshold, min_vertices):
-    """The two passes over sorted `edges` (E, 2); parent, size, threshold (P,) begin as pieces of one point and are left
-    as the pieces."""
+    """The two passes over sorted `edges` (E, 2); parent, size, threshold (P,) begin as single points, end as pieces."""
     for second in range(2):
         for e in range(len(edges)):
             a, b, w = _find(parent, edges[e, 0]), _find(parent, edges[e, 1]), weights[e]
