@@ -10,7 +10,7 @@ __all__ = ['INDEX_MAPS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'FIRST', 'SECOND', 'AD
 # %% ../../nbs/02_data/00_views.ipynb #11bd9c22
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import KW_ONLY, dataclass, fields, replace
 from typing import Any, NamedTuple, Self
 
 import numpy as np
@@ -61,6 +61,7 @@ class Sample(Maps):
 
     image: Tensor
     name: str
+    _: KW_ONLY
     depth_kind: str = "depth"
     K: Tensor | None = None
     pose: Tensor | None = None
