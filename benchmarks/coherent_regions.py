@@ -20,7 +20,7 @@ import torch
 from skimage.segmentation import slic
 
 from dense_ssl.core import environment, write_json
-from dense_ssl.data.street import StreetWorld
+from dense_ssl.data.worlds.street import StreetWorld
 from dense_ssl.evaluation.metrics import hardware
 from dense_ssl.geometry.camera import backproject, normals
 from dense_ssl.geometry.regions import RegionConfig, boundary_weights, coherent_regions, group_superpixels, superpixel_geometry

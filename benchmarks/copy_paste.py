@@ -23,7 +23,7 @@ from PIL import Image
 from skimage.segmentation import slic
 
 from dense_ssl.core import environment, write_json
-from dense_ssl.data.street import StreetWorld
+from dense_ssl.data.worlds.street import StreetWorld
 from dense_ssl.data.views import Sample, sample_generator
 from dense_ssl.geometry.depth import resize_depth
 from dense_ssl.positives.copy_paste import CopyPaste, copy_paste

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from dense_ssl.core import environment, write_json
-from dense_ssl.data.room import RoomWorld
+from dense_ssl.data.worlds.room import RoomWorld
 from dense_ssl.evaluation.metrics import hardware
 from dense_ssl.geometry.segments import segment_mesh, vertex_normals
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dense_ssl.core import environment, is_done, write_json
-from dense_ssl.data.street import StreetWorld
+from dense_ssl.data.worlds.street import StreetWorld
 from dense_ssl.geometry.monodepth import MonodepthConfig, depth_errors, load_monodepth, train_monodepth
 
 SIZE = (96, 192)

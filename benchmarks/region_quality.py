@@ -21,7 +21,7 @@ from PIL import Image
 from dense_ssl.core import data_root, environment, read_json, write_json
 from dense_ssl.data.folders import ImageFolder
 from dense_ssl.data.proposals import propose, truth_regions
-from dense_ssl.data.street import StreetWorld
+from dense_ssl.data.worlds.street import StreetWorld
 from dense_ssl.data.views import Sample
 from dense_ssl.evaluation.metrics import region_bilateral_miou, region_query_miou
 from dense_ssl.geometry.camera import backproject, read_intrinsics

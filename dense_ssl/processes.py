@@ -38,7 +38,8 @@ def run_processes(commands: list[list[str]], log_dir: str | Path, show: Callable
     try:
         for command, log in zip(commands, logs, strict=True):
             with open(log, "wb") as file:
-                processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True,
+                processes.append(subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT,
+                                                  start_new_session=True,
                                                   preexec_fn=die_with_parent, env={**os.environ, **(env or {})}))
         shown = ""
         while any(p.poll() is None for p in processes) and not any(p.poll() for p in processes):

@@ -38,7 +38,7 @@ from dense_ssl.core import code_versions
 # All that rounding can touch: groupings, clusters, sorts, argmaxes, thresholds; two processes against one.
 COMPUTE = {
     "nbs/01_geometry": "03_superpixels 04_regions 05_monodepth 06_segments 07_reprojection",
-    "nbs/02_data": "10_proposals 13_sequences",
+    "nbs/02_data": "03_sequences 04_surfaces 05_frame_pairs 07_proposals",
     "nbs/03_positives": "03_auxiliary_labels 04_geometric_sets",
     "nbs/04_objectives": "02_prototypes",
     "nbs/06_methods": "00_pixdepth",

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dense_ssl.core import changed_code, is_done
-from dense_ssl.data.room import RoomWorld
+from dense_ssl.data.worlds.room import RoomWorld
 from dense_ssl.data.views import normalize_image
 from dense_ssl.methods.catalog import load_method
 from dense_ssl.models.encoders import load_encoder

@@ -14,7 +14,7 @@ from test_training import QUICK, finish, gone, losses, run_here, same_bits, star
 
 from dense_ssl.core import is_done, read_json, write_json
 from dense_ssl.data.catalog import open_data
-from dense_ssl.data.room import RoomWorld
+from dense_ssl.data.worlds.room import RoomWorld
 from dense_ssl.evaluation.segmentation import Protocol, train_segmentation
 from dense_ssl.methods.catalog import load_method
 from dense_ssl.models.encoders import load_encoder, read_weights

@@ -51,7 +51,7 @@ def test_an_edit_makes_stale_what_uses_it(tmp_path):
     edited = {
         "methods/moco": set(),
         "methods/geosets": set(),
-        "data/borehole": {"pixpro on boreholes"},
+        "data/worlds/borehole": {"pixpro on boreholes"},
         "data/proposals": {"cpcdr with regions"},
         "geometry/regions": {"cpcdr with regions"},
         "evaluation/probe": set(),

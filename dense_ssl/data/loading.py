@@ -8,6 +8,7 @@ __all__ = ['Make', 'StepBatches', 'Samples', 'PairViews', 'Batch', 'step_loader'
 # %% ../../nbs/02_data/08_loading.ipynb #d9813be6
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -19,9 +20,15 @@ from .views import BadSample, Sample, View, paired_views, sample_generator, stac
 from ..geometry.depth import normalize_depth
 from ..processes import die_with_parent
 
+# %% ../../nbs/02_data/08_loading.ipynb #epoch-order
+@lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> list[int]:
+    return torch.randperm(length, generator=sample_generator(seed, epoch)).tolist()
+
 # %% ../../nbs/02_data/08_loading.ipynb #stepbatches
 class StepBatches(Sampler[list[tuple[int, int]]]):
-    """Yields, micro-batch by micro-batch, the (epoch, index) keys that process `rank` of `world` loads from step `start` to `stop`.
+    """Yields, micro-batch by micro-batch, the (epoch, index) keys that process `rank` of `world` loads from step
+    `start` to `stop`.
 
     `batch_size` is global; it must be a multiple of `world * accumulate`.
     """
@@ -39,21 +46,16 @@ class StepBatches(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         micro = self.batch_size // (self.world * self.accumulate)
-        epoch, order = -1, []
         for step in range(self.start, self.stop):
             for part in range(self.accumulate):
                 first = step * self.batch_size + (part * self.world + self.rank) * micro
-                keys = []
-                for position in range(first, first + micro):
-                    if position // self.length != epoch:
-                        epoch = position // self.length
-                        order = torch.randperm(self.length, generator=sample_generator(self.seed, epoch)).tolist()
-                    keys.append((epoch, order[position % self.length]))
-                yield keys
+                turns = (divmod(position, self.length) for position in range(first, first + micro))
+                yield [(epoch, _order(self.length, self.seed, epoch)[place]) for epoch, place in turns]
 
 # %% ../../nbs/02_data/08_loading.ipynb #samples
 class Samples(Dataset):
-    """A dataset's samples, addressed by (epoch, index), each with the generator that augments it and messages of bad ones before it.
+    """A dataset's samples, addressed by (epoch, index), each with the generator that augments it and messages of bad
+    ones before it.
 
     dataset: anything with `len` and `[i] -> Sample`. smallest: height and width in pixels that an image must have.
     strict: raise on the first bad sample instead of taking the next one.
@@ -79,16 +81,18 @@ class Samples(Dataset):
                 if self.strict:
                     raise
                 if len(skipped) == min(10, len(self.dataset)):
-                    raise ValueError(f"{len(skipped)} samples in a row cannot be used; the first: {skipped[0]}") from None
+                    raise ValueError(f"{len(skipped)} samples in a row cannot be used; the first: "
+                                     f"{skipped[0]}") from None
 
 # %% ../../nbs/02_data/08_loading.ipynb #pairviews
 Make = Callable[[list[Sample], list[Generator]], tuple]
 
-
+# %% ../../nbs/02_data/08_loading.ipynb #pairviews-2
 class PairViews:
     """Two batches of views, one pair of each sample, as arguments of a method.
 
-    size: side of a view in pixels. scale: share of the image's area in a crop. normalize: bring depth to [0, 1] per image.
+    size: side of a view in pixels. scale: share of the image's area in a crop. normalize: bring depth to [0, 1] per
+    image.
     Raises: `ValueError` for a size that is not one number.
     """
 
@@ -98,13 +102,11 @@ class PairViews:
         self.size, self.scale, self.normalize, self.smallest = size, scale, normalize, (size, size)
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, View]:
-        pairs = []
-        for sample, generator in zip(samples, generators, strict=True):
-            if self.normalize and sample.depth is not None:
-                sample = replace(sample, depth=normalize_depth(sample.depth))
-            pairs.append(paired_views(sample, self.size, generator, self.scale))
-        first, second = zip(*pairs, strict=True)
-        return stack_views(list(first)), stack_views(list(second))
+        if self.normalize:
+            samples = [s if s.depth is None else replace(s, depth=normalize_depth(s.depth)) for s in samples]
+        pairs = [paired_views(sample, self.size, generator, self.scale)
+                 for sample, generator in zip(samples, generators, strict=True)]
+        return tuple(stack_views(list(views)) for views in zip(*pairs, strict=True))
 
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
@@ -128,22 +130,19 @@ class Batch:
         """The arguments of the method's `forward`, finished on the device where the inputs are."""
         return self.finish(*self.inputs) if self.finish else self.inputs
 
-
-@dataclass(slots=True)
-class _Collate:
-    make: Make
-
-    def __call__(self, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
-        samples, generators, skipped = zip(*items, strict=True)
-        inputs, finish = self.make(list(samples), list(generators)), getattr(self.make, "finish", None)
-        return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
+# %% ../../nbs/02_data/08_loading.ipynb #collate-2
+def _collate(make: Make, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
+    samples, generators, skipped = zip(*items, strict=True)
+    inputs, finish = make(list(samples), list(generators)), getattr(make, "finish", None)
+    return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:
     die_with_parent()
 
-
-def step_loader(samples: Samples, make: Make, batches: StepBatches, workers: int = 0, pin_memory: bool = False) -> DataLoader:
+# %% ../../nbs/02_data/08_loading.ipynb #step-loader
+def step_loader(samples: Samples, make: Make, batches: StepBatches, workers: int = 0,
+                pin_memory: bool = False) -> DataLoader:
     """A loader of `Batch`es with `workers` processes (0: in this process). Its content does not depend on `workers`."""
-    return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=_Collate(make), pin_memory=pin_memory,
-                      worker_init_fn=_init_worker, prefetch_factor=4 if workers else None)
+    return DataLoader(samples, batch_sampler=batches, num_workers=workers, collate_fn=partial(_collate, make),
+                      pin_memory=pin_memory, worker_init_fn=_init_worker, prefetch_factor=4 if workers else None)

@@ -9,6 +9,8 @@ __all__ = ['PROTOCOLS', 'protocol_module', 'run_protocol', 'protocol_metric']
 from importlib import import_module
 from typing import Any
 
+from ..core import find_named
+
 # %% ../../nbs/08_evaluation/09_catalog.ipynb #protocols
 PROTOCOLS = {  # name: module of this room
     "coherence": "coherence",
@@ -23,9 +25,7 @@ PROTOCOLS = {  # name: module of this room
 
 def protocol_module(name: str) -> str:
     """The module that a protocol's name stands for. Raises: `ValueError` for an unknown one, saying which there are."""
-    if name not in PROTOCOLS:
-        raise ValueError(f"protocol {name!r} is unknown; there are {', '.join(PROTOCOLS)}")
-    return f"dense_ssl.evaluation.{PROTOCOLS[name]}"
+    return f"dense_ssl.evaluation.{find_named('protocol', name, PROTOCOLS)}"
 
 
 def run_protocol(name: str, encoder: Any, train: Any, test: Any, size: tuple[int, int], **options: Any) -> dict[str, Any]:

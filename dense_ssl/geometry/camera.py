@@ -21,18 +21,21 @@ from ..core import read_json
 def check_intrinsics(K: Tensor | Any, size: tuple[int, int], name: str = "K") -> Tensor:
     """K as float32 (3, 3), looked at: a pinhole without skew whose principal point lies in an image of `size` (H, W).
 
-    `name` is what an error calls it. Raises: `ValueError` that says what was found: another shape, a value that is not finite, a focal
-    length that is not positive, a last row that is not 0 0 1, skew, or a principal point outside of the image (K of another image size).
+    `name` is what an error calls it. Raises: `ValueError` that says what was found: another shape, a value that is not
+    finite, a focal length that is not positive, a last row that is not 0 0 1, skew, or a principal point outside of the
+    image (K of another image size).
     """
     K = torch.as_tensor(K, dtype=torch.float32)
     if K.shape != (3, 3):
         raise ValueError(f"{name} has shape {tuple(K.shape)}; intrinsics are (3, 3), in pixels")
     (fx, skew, cx), (low, fy, cy), last = K.tolist()
     if not K.isfinite().all() or fx <= 0 or fy <= 0 or skew or low or last != [0, 0, 1]:
-        raise ValueError(f"{name} is {K.tolist()}; needs [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal lengths")
+        raise ValueError(f"{name} is {K.tolist()}; needs [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] with positive focal "
+                         "lengths")
     height, width = size
     if not (-0.5 <= cx <= width - 0.5 and -0.5 <= cy <= height - 0.5):
-        raise ValueError(f"{name} has its principal point at ({cx:g}, {cy:g}), outside of the image of {width} x {height} pixels; "
+        raise ValueError(f"{name} has its principal point at ({cx:g}, {cy:g}), outside of the image of {width} x "
+                         f"{height} pixels; "
                          "it belongs to another image size (see resize_intrinsics)")
     return K
 
@@ -44,13 +47,14 @@ def _entries(K: Tensor, like: Tensor) -> tuple[Tensor, ...]:
     K = K.to(like)
     return tuple(K[..., i, j, None, None] for i, j in ((0, 0), (1, 1), (0, 2), (1, 2)))
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #backproject
 def backproject(depth: Tensor, K: Tensor) -> Tensor:
     """Points of a depth map in the camera frame: x right, y down, z forward.
 
-    depth: floating (..., H, W), z in metres (or any unit, which the points then have). K: (3, 3), or (..., 3, 3) with the leading
-    dimensions of depth; pixels of this image size, pixel centres at whole numbers.
-    Returns: (..., 3, H, W); nan where the depth is nan, infinite, zero or negative. Raises: `ValueError` for another shape or dtype.
+    depth: floating (..., H, W), z in metres (or any unit, which the points then have). K: (3, 3), or (..., 3, 3) with
+    the leading dimensions of depth; pixels of this image size, pixel centres at whole numbers.
+    Returns: (..., 3, H, W); nan where the depth is nan, infinite, zero or negative. Raises: `ValueError` for another
+    shape or dtype.
     """
     if depth.ndim < 2 or not depth.is_floating_point():
         raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (..., H, W)")
@@ -78,7 +82,7 @@ def project(points: Tensor, K: Tensor) -> Tensor:
     z = torch.where(front, z, 1)
     return torch.where(front.unsqueeze(-3), torch.stack([fx * x / z + cx, fy * y / z + cy], -3), torch.nan)
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #check-points
 def _check_points(points: Tensor) -> None:
     if points.ndim < 3 or points.shape[-3] != 3 or not points.is_floating_point():
         raise ValueError(f"points are {points.dtype} {tuple(points.shape)}; needs floating point (..., 3, H, W)")
@@ -96,7 +100,7 @@ def _tangent(points: Tensor, dim: int) -> tuple[Tensor, Tensor]:
         total, weights = total + weight * one, weights + weight
     return total / torch.where(weights > 0, weights, 1), weights > 0
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #normals-2
 def normals(points: Tensor) -> Tensor:
     """Unit normals that point to the camera, by finite differences that do not cross depth steps.
 
@@ -108,30 +112,34 @@ def normals(points: Tensor) -> Tensor:
     right, known_right = _tangent(points, -1)
     down, known_down = _tangent(points, -2)
     known = known_right & known_down & points.isfinite().all(-3, keepdim=True)
-    normal = torch.linalg.cross(torch.where(known, down, 1), torch.where(known, right, points.new_tensor([1.0, 2, 3])[:, None, None]), dim=-3)
+    normal = torch.linalg.cross(torch.where(known, down, 1),
+                                torch.where(known, right, points.new_tensor([1.0, 2, 3])[:, None, None]), dim=-3)
     length = (normal * normal).sum(-3, keepdim=True).clamp_min(torch.finfo(normal.dtype).tiny).sqrt()
     return torch.where(known, normal / length, torch.nan)
 
 # %% ../../nbs/01_geometry/02_camera.ipynb #resize-intrinsics
 def resize_intrinsics(K: Tensor, old: tuple[int, int], new: tuple[int, int]) -> Tensor:
-    """K (..., 3, 3) of an image of size `old` (H, W) for the same image resized to `new` (H, W), pixel centres at whole numbers.
+    """K (..., 3, 3) of an image of size `old` (H, W) for the same image resized to `new` (H, W), pixel centres at whole
+    numbers.
 
     Raises: `ValueError` for another shape or a size below one pixel.
     """
     if K.shape[-2:] != (3, 3) or min(*old, *new) < 1:
-        raise ValueError(f"K has shape {tuple(K.shape)}, old size {tuple(old)}, new size {tuple(new)}; needs (..., 3, 3) and positive sizes")
+        raise ValueError(f"K has shape {tuple(K.shape)}, old size {tuple(old)}, new size {tuple(new)}; needs (..., 3, "
+                         "3) and positive sizes")
     scale = K.new_tensor([new[1] / old[1], new[0] / old[0], 1.0])[:, None]
     half = K.new_tensor([[0, 0, 0.5], [0, 0, 0.5], [0, 0, 0]])
     return (K + half) * scale - half
 
-
+# %% ../../nbs/01_geometry/02_camera.ipynb #intrinsics-from-fractions
 def intrinsics_from_fractions(fractions: Sequence[float], size: tuple[int, int]) -> Tensor:
     """K (3, 3) in pixels of an image of `size` (H, W), from (fx / W, fy / H, cx / W, cy / H).
 
     Raises: `ValueError` when there are not four, or they give no camera (`check_intrinsics`).
     """
     if len(fractions) != 4 or not all(math.isfinite(f) for f in fractions):
-        raise ValueError(f"fractions are {list(fractions)}; needs four numbers: fx / width, fy / height, cx / width, cy / height")
+        raise ValueError(f"fractions are {list(fractions)}; needs four numbers: fx / width, fy / height, cx / width, "
+                         "cy / height")
     (fx, fy, cx, cy), (height, width) = fractions, size
     K = torch.tensor([[fx * width, 0, cx * width - 0.5], [0, fy * height, cy * height - 0.5], [0, 0, 1]])
     return check_intrinsics(K, size, f"the camera of fractions {list(fractions)}")
@@ -140,13 +148,15 @@ def intrinsics_from_fractions(fractions: Sequence[float], size: tuple[int, int])
 def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], size: tuple[int, int]) -> Tensor:
     """K (3, 3), float32, in pixels of an image of `size` (H, W).
 
-    source: a JSON file or a mapping {"width", "height", "K"} (further keys are ignored), scaled to `size`; or four fractions, see
-    `intrinsics_from_fractions`. Raises: `ValueError` naming the file: missing, without one of the keys, K of another shape or for
-    another size than it says, a shape of image (width / height) that differs by more than 2 % from that of `size`.
+    source: a JSON file or a mapping {"width", "height", "K"} (further keys are ignored), scaled to `size`; or four
+    fractions, see `intrinsics_from_fractions`. Raises: `ValueError` naming the file: missing, without one of the keys,
+    K of another shape or for another size than it says, a shape of image (width / height) that differs by more than 2 %
+    from that of `size`.
     """
     if not isinstance(source, str | Path | Mapping):
         if len(source) and not all(isinstance(f, int | float) for f in source):
-            raise ValueError("intrinsics are a matrix without its image size; needs {'width': ..., 'height': ..., 'K': ...}, or four fractions")
+            raise ValueError("intrinsics are a matrix without its image size; needs {'width': ..., 'height': ..., "
+                             "'K': ...}, or four fractions")
         return intrinsics_from_fractions(source, size)
     found, name = (source, "intrinsics") if isinstance(source, Mapping) else (read_json(source), str(source))
     missing = [key for key in ("width", "height", "K") if not isinstance(found, Mapping) or key not in found]
@@ -156,8 +166,10 @@ def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], si
     try:
         K = check_intrinsics(found["K"], old, f"{name}: K")
     except (TypeError, RuntimeError):
-        raise ValueError(f"{name} has the size {old[1]!r} x {old[0]!r} and K {found['K']!r}; needs whole numbers and 3 x 3 numbers") from None
+        raise ValueError(f"{name} has the size {old[1]!r} x {old[0]!r} and K {found['K']!r}; needs whole numbers and "
+                         "3 x 3 numbers") from None
     if abs(width / height / (old[1] / old[0]) - 1) > 0.02:
-        raise ValueError(f"{name} is for {old[1]} x {old[0]} pixels and the image is {width} x {height}: another shape, so it was cropped; "
+        raise ValueError(f"{name} is for {old[1]} x {old[0]} pixels and the image is {width} x {height}: another "
+                         "shape, so it was cropped; "
                          "needs the intrinsics of the cropped image")
     return resize_intrinsics(K, old, size)

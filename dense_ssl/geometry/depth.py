@@ -64,7 +64,8 @@ def resize_depth(depth: Tensor, size: int | tuple[int, int]) -> Tensor:
         raise ValueError(f"size is ({h}, {w}); needs at least one row and one column")
     rows, columns = (_overlap(n, m, depth.device) for n, m in zip(depth.shape[-2:], (h, w), strict=True))
     valid = depth.isfinite()
-    total = rows @ depth.masked_fill(~valid, 0).float() @ columns.T  # torch.where of a number would make the host wait for a GPU
+    # torch.where of a number would make the host wait for a GPU
+    total = rows @ depth.masked_fill(~valid, 0).float() @ columns.T
     weight = rows @ valid.float() @ columns.T
     return (total / weight).masked_fill(weight <= 0, torch.nan).to(depth.dtype)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 # %% ../../nbs/01_geometry/01_monocular.ipynb #load
 _UNUSED = ("fusion_stage.layers.0.residual_layer1.", "mask_token", "pooler.")  # weights that no prediction needs
 
-
+# %% ../../nbs/01_geometry/01_monocular.ipynb #load-2
 def _load(model: str) -> tuple:
     "Processor and network from a hub name or a folder, by transformers; ValueError in one sentence."
     try:

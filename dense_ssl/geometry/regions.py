@@ -23,15 +23,16 @@ from .superpixels import adjacency, superpixels
 class RegionConfig(BaseModel, extra="forbid", frozen=True):
     """The choices of the grouping.
 
-    count, compactness, sigma: SLIC. w_occlusion, w_support, bias: Eq. 3. threshold: T_e; a community whose boundaries are all stronger is
-    finished. closeness: what Infomap links with, "1/W" or "1-W". modules: the number of modules that Infomap is asked to prefer, "half" of
-    the nodes (Algorithm 1), "default" (none; the text) or a number. fixing: "average" tests the averaged boundaries of a community
-    (Algorithm 1), "any" every single one of the round. support_height: the height that D_sup squares, that of the "lower" superpixel
-    (Eq. 2) or the pair's "mean". standardize: x, y, z each divided by their standard deviation over the image. normals: taken from
-    "metric" or from "standardized" points. holes: superpixels without depth form groups of their "own", or take the depth of the
-    "nearest" pixel that has one. far: disparity is read as at most this many times the median depth. powers: Infomap is given closeness as
-    the nearest power of two (not the paper's, which does not round). tuning: how often Infomap may go over its solution again, 0 = until
-    nothing changes (its own default). seed: Infomap's.
+    count, compactness, sigma: SLIC. w_occlusion, w_support, bias: Eq. 3. threshold: T_e; a community whose boundaries
+    are all stronger is finished. closeness: what Infomap links with, "1/W" or "1-W". modules: the number of modules
+    that Infomap is asked to prefer, "half" of the nodes (Algorithm 1), "default" (none; the text) or a number. fixing:
+    "average" tests the averaged boundaries of a community (Algorithm 1), "any" every single one of the round.
+    support_height: the height that D_sup squares, that of the "lower" superpixel (Eq. 2) or the pair's "mean".
+    standardize: x, y, z each divided by their standard deviation over the image. normals: taken from "metric" or from
+    "standardized" points. holes: superpixels without depth form groups of their "own", or take the depth of the
+    "nearest" pixel that has one. far: disparity is read as at most this many times the median depth. powers: Infomap is
+    given closeness as the nearest power of two (not the paper's, which does not round). tuning: how often Infomap may
+    go over its solution again, 0 = until nothing changes (its own default). seed: Infomap's.
     """
 
     count: Annotated[int, Field(ge=1)] = 10000
@@ -53,7 +54,7 @@ class RegionConfig(BaseModel, extra="forbid", frozen=True):
     tuning: Annotated[int, Field(ge=0)] = 1
     seed: Annotated[int, Field(ge=1)] = 1
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #values-of-regionconfig
 DEFAULT = RegionConfig()
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #metric-depth
@@ -64,7 +65,8 @@ def metric_depth(depth: Tensor, kind: str = "depth", config: RegionConfig = DEFA
     """
     depth = torch.as_tensor(depth).float()
     if depth.ndim != 2 or not depth.numel() or kind not in ("depth", "disparity"):
-        raise ValueError(f"depth has shape {tuple(depth.shape)} and kind {kind!r}; needs (H, W) of kind 'depth' or 'disparity'")
+        raise ValueError(f"depth has shape {tuple(depth.shape)} and kind {kind!r}; needs (H, W) of kind 'depth' or "
+                         "'disparity'")
     good = depth.isfinite() & (depth > 0)
     if not good.any():
         raise ValueError("depth has no pixel that is finite and above zero; the grouping needs at least one")
@@ -77,7 +79,8 @@ def metric_depth(depth: Tensor, kind: str = "depth", config: RegionConfig = DEFA
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #bin-means
 def _bin_means(values: np.ndarray, bins: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    "Mean of the columns that have no nan: values (D, N), bins (N,) -> means (count, D), nan where there is none, and how many (count,)."
+    """Mean of the columns that have no nan: values (D, N), bins (N,) -> means (count, D), nan where there is none, and
+    how many (count,)."""
     good = ~np.isnan(values).any(0)
     if not good.all():
         values, bins = values[:, good], bins[good]
@@ -85,16 +88,18 @@ def _bin_means(values: np.ndarray, bins: np.ndarray, count: int) -> tuple[np.nda
     with np.errstate(invalid="ignore"):
         return np.stack([np.bincount(bins, row, count) / number for row in values], 1), number
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #superpixel-geometry
 def superpixel_geometry(labels: np.ndarray, points: Tensor, config: RegionConfig = DEFAULT) -> np.ndarray:
     """What the boundary strengths need to know of each superpixel.
 
-    labels: int (H, W) from 0 without gaps. points: (3, H, W), camera frame, y down, nan = none, as `backproject` gives them.
-    Returns: float64 (n, 4), means of x, y (up), z in standard deviations and of the upward normal; all nan where fewer than half of the
-    pixels have a point; the normal is 0 where none is known. Raises: `ValueError` for another shape.
+    labels: int (H, W) from 0 without gaps. points: (3, H, W), camera frame, y down, nan = none, as `backproject` gives
+    them.
+    Returns: float64 (n, 4), means of x, y (up), z in standard deviations and of the upward normal; all nan where fewer
+    than half of the pixels have a point; the normal is 0 where none is known. Raises: `ValueError` for another shape.
     """
     if points.ndim != 3 or points.shape[0] != 3 or tuple(points.shape[1:]) != labels.shape:
-        raise ValueError(f"points have shape {tuple(points.shape)} and labels {labels.shape}; needs (3, H, W) and (H, W)")
+        raise ValueError(f"points have shape {tuple(points.shape)} and labels {labels.shape}; needs (3, H, W) and (H, "
+                         "W)")
     points = points.double()  # a float32 sum depends on the machine, and a group of superpixels on the sum
     flat, bins = points.numpy().reshape(3, -1), labels.ravel()
     spread = np.nanstd(flat, axis=1, keepdims=True) if config.standardize else np.ones((3, 1))
@@ -112,7 +117,8 @@ def superpixel_geometry(labels: np.ndarray, points: Tensor, config: RegionConfig
 class Boundaries(NamedTuple):
     """Edges between superpixels and their strengths.
 
-    edges: int (E, 2). occlusion: D_ocln (E,), inf where only one side has depth. support: D_sup (E,). weight: W (E,), 0 to 1.
+    edges: int (E, 2). occlusion: D_ocln (E,), inf where only one side has depth. support: D_sup (E,). weight: W (E,), 0
+    to 1.
     """
 
     edges: np.ndarray
@@ -120,12 +126,12 @@ class Boundaries(NamedTuple):
     support: np.ndarray
     weight: np.ndarray
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #boundary-weights
 def boundary_weights(geometry: np.ndarray, edges: np.ndarray, config: RegionConfig = DEFAULT) -> Boundaries:
     """D_ocln, D_sup and W of every edge (CPCDR Eq. 1-3).
 
-    geometry: (n, 4) of `superpixel_geometry`. edges: int (E, 2) of `adjacency`. Two superpixels without depth have both distances 0; one
-    with and one without have W = 1, which no other edge has.
+    geometry: (n, 4) of `superpixel_geometry`. edges: int (E, 2) of `adjacency`. Two superpixels without depth have both
+    distances 0; one with and one without have W = 1, which no other edge has.
     """
     one, two = edges.T
     lower, upper = np.where(geometry[one, 1] <= geometry[two, 1], (one, two), (two, one))
@@ -133,44 +139,51 @@ def boundary_weights(geometry: np.ndarray, edges: np.ndarray, config: RegionConf
     occlusion = np.sqrt(((low[:, :3] - high[:, :3]) ** 2).sum(1)) / (low[:, 2] + high[:, 2])
     y = low[:, 1] if config.support_height == "lower" else (low[:, 1] + high[:, 1]) / 2
     support = np.maximum(low[:, 3], 0) * np.maximum(low[:, 3] - high[:, 3], 0) * np.minimum(y, 0) ** 2
-    weight = np.minimum(expit(config.w_occlusion * occlusion + config.w_support * support + config.bias), 1 - 1e-12)    # 1 is kept for no link
+    # 1 is kept for no link
+    weight = np.minimum(expit(config.w_occlusion * occlusion + config.w_support * support + config.bias), 1 - 1e-12)
     absent = np.isnan(geometry[:, 0])
-    for where, values in ((absent[one] & absent[two], (0, 0, expit(config.bias))), (absent[one] != absent[two], (np.inf, 0, 1))):
+    for where, values in ((absent[one] & absent[two], (0, 0, expit(config.bias))),
+                          (absent[one] != absent[two], (np.inf, 0, 1))):
         occlusion[where], support[where], weight[where] = values
     return Boundaries(edges, occlusion, support, weight)
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #infomap
-def _infomap(nodes: int, edges: np.ndarray, closeness: np.ndarray, preferred: int | None, seed: int = 1, tuning: int = 0) -> np.ndarray:
+def _infomap(nodes: int, edges: np.ndarray, closeness: np.ndarray, preferred: int | None, seed: int = 1,
+             tuning: int = 0) -> np.ndarray:
     "Module of each node, (nodes,), from 0 without gaps."
     try:
         from infomap import Network
     except ImportError:
-        raise ValueError('coherent regions need infomap 2.16 or later, below 3, which is not installed; pip install "infomap<3"') from None
+        raise ValueError('coherent regions need infomap 2.16 or later, below 3, which is not installed; pip install '
+                         '"infomap<3"') from None
     linked = closeness > 0
-    module = np.arange(nodes) + nodes                                   # ids that no module has: a node without a link stays alone
+    # ids that no module has: a node without a link stays alone
+    module = np.arange(nodes) + nodes
     if linked.any():
         network = Network()
         network.add_links(np.column_stack([edges[linked], closeness[linked]]))
         options = {"preferred_number_of_modules": preferred, "tune_iteration_limit": tuning}
-        found = network.run(two_level=True, seed=seed, num_trials=1, **{k: v for k, v in options.items() if v}).modules()
+        found = network.run(two_level=True, seed=seed, num_trials=1,
+                            **{k: v for k, v in options.items() if v}).modules()
         module[np.fromiter(found.keys(), int, len(found))] = np.fromiter(found.values(), int, len(found))
     return np.unique(module, return_inverse=True)[1]
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #round
 class Round(NamedTuple):
-    """One round of the grouping. community: int (n,), of each superpixel, from 0 without gaps. fixed: bool (n,), whether it is finished."""
+    """One round of the grouping. community: int (n,), of each superpixel, from 0 without gaps. fixed: bool (n,),
+    whether it is finished."""
 
     community: np.ndarray
     fixed: np.ndarray
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #graph
 class _Graph(NamedTuple):
     nodes: int
     edges: np.ndarray
     total: np.ndarray  # sum of W over the superpixel edges that an edge stands for
     number: np.ndarray  # and how many they are
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #contract
 def _contract(graph: _Graph, module: np.ndarray) -> _Graph:
     "The graph of the modules: parallel edges are joined, inner ones dropped."
     nodes = int(module.max()) + 1
@@ -180,7 +193,7 @@ def _contract(graph: _Graph, module: np.ndarray) -> _Graph:
     total, number = (np.bincount(which, values[cross], len(keys)) for values in (graph.total, graph.number))
     return _Graph(nodes, np.stack(np.divmod(keys, nodes), 1), total, number)
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #unfinished
 def _unfinished(graph: _Graph, module: np.ndarray, after: _Graph, config: RegionConfig) -> np.ndarray:
     "Whether each module has a boundary of at most T_e: bool (modules,)."
     if config.fixing == "any":
@@ -196,13 +209,14 @@ def _unfinished(graph: _Graph, module: np.ndarray, after: _Graph, config: Region
 def group_superpixels(count: int, edges: np.ndarray, weight: np.ndarray, config: RegionConfig = DEFAULT) -> list[Round]:
     """The rounds of the iterative Infomap (CPCDR Algorithm 1); the last one holds the result.
 
-    count: number of superpixels. edges: int (E, 2). weight: boundary strength W (E,), 0 < W <= 1; an edge of W = 1 joins nothing and is
-    left out. A function of its arguments alone.
+    count: number of superpixels. edges: int (E, 2). weight: boundary strength W (E,), 0 < W <= 1; an edge of W = 1
+    joins nothing and is left out. A function of its arguments alone.
     Raises: `ValueError` when infomap is not installed, naming what to install.
     """
     joins = np.asarray(weight) < 1
     graph = _Graph(count, np.asarray(edges)[joins], np.asarray(weight, float)[joins], np.ones(int(joins.sum())))
-    node, region, regions = np.arange(count), np.full(count, -1), 0     # the current node, or once finished the region, of each superpixel
+    # the current node, or once finished the region, of each superpixel
+    node, region, regions = np.arange(count), np.full(count, -1), 0
     rounds = [] if count > 1 else [Round(np.zeros(count, int), np.ones(count, bool))]
     while graph.nodes > 1:
         strength = graph.total / graph.number
@@ -226,7 +240,7 @@ def group_superpixels(count: int, edges: np.ndarray, weight: np.ndarray, config:
         graph = _without(after, stays)
     return rounds
 
-
+# %% ../../nbs/01_geometry/04_regions.ipynb #without
 def _without(graph: _Graph, stays: np.ndarray) -> _Graph:
     "The graph without the nodes that do not stay."
     keep = stays[graph.edges].all(1)
@@ -234,7 +248,7 @@ def _without(graph: _Graph, stays: np.ndarray) -> _Graph:
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #grouping
 class Grouping(NamedTuple):
-    """superpixels: int (H, W). geometry: (n, 4) of `superpixel_geometry`. boundaries: `Boundaries`. rounds: list of `Round`."""
+    """superpixels: int (H, W). geometry: (n, 4) of `superpixel_geometry`. The last round holds the result."""
 
     superpixels: np.ndarray
     geometry: np.ndarray
@@ -245,24 +259,28 @@ class Grouping(NamedTuple):
         "Label map, int32 (H, W), of the communities after a round; the last one is the result."
         return self.rounds[round].community.astype(np.int32)[self.superpixels]
 
-
-def grouping_rounds(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionConfig = DEFAULT, depth_kind: str = "depth") -> Grouping:
+# %% ../../nbs/01_geometry/04_regions.ipynb #grouping-rounds
+def grouping_rounds(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionConfig = DEFAULT,
+                    depth_kind: str = "depth") -> Grouping:
     "All steps of the grouping; arguments and errors as for `coherent_regions`."
     labels = superpixels(image, config.count, config.compactness, config.sigma)
     metric = metric_depth(depth, depth_kind, config)
     if tuple(metric.shape) != labels.shape:
-        raise ValueError(f"depth has shape {tuple(metric.shape)} and the image {labels.shape}; needs the same height and width")
+        raise ValueError(f"depth has shape {tuple(metric.shape)} and the image {labels.shape}; needs the same height "
+                         "and width")
     geometry = superpixel_geometry(labels, backproject(metric, check_intrinsics(K, labels.shape)), config)
     boundaries = boundary_weights(geometry, adjacency(labels), config)
-    return Grouping(labels, geometry, boundaries, group_superpixels(len(geometry), boundaries.edges, boundaries.weight, config))
+    return Grouping(labels, geometry, boundaries, group_superpixels(len(geometry), boundaries.edges, boundaries.weight,
+                                                                    config))
 
-
-def coherent_regions(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionConfig = DEFAULT, depth_kind: str = "depth") -> np.ndarray:
+# %% ../../nbs/01_geometry/04_regions.ipynb #coherent-regions-2
+def coherent_regions(image: np.ndarray, depth: Tensor, K: Tensor, config: RegionConfig = DEFAULT,
+                     depth_kind: str = "depth") -> np.ndarray:
     """Coherent depth regions of one image (CPCDR section 3.2, supplement A).
 
-    image: uint8 (H, W, 3). depth: (H, W), any unit; nan, infinite, zero and negative pixels have none (see `RegionConfig.holes`).
-    K: (3, 3), pixels of this image. depth_kind: "depth" or "disparity" (1 / depth, any scale).
-    Returns: int32 (H, W), from 0 without gaps. Raises: `ValueError` that says what was found: another shape or dtype, a depth without a
-    single valid pixel, K of another shape or image size, infomap not installed.
+    image: uint8 (H, W, 3). depth: (H, W), any unit; nan, infinite, zero and negative pixels have none (see
+    `RegionConfig.holes`). K: (3, 3), pixels of this image. depth_kind: "depth" or "disparity" (1 / depth, any scale).
+    Returns: int32 (H, W), from 0 without gaps. Raises: `ValueError` that says what was found: another shape or dtype, a
+    depth without a single valid pixel, K of another shape or image size, infomap not installed.
     """
     return grouping_rounds(image, depth, K, config, depth_kind).regions()

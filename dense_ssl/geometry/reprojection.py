@@ -15,8 +15,9 @@ from .camera import backproject, check_intrinsics
 def check_pose(pose: Tensor, name: str = "pose") -> Tensor:
     """The pose itself, floating point (4, 4), looked at: camera to world, a rotation and a shift in metres.
 
-    `name` is what an error calls it. Raises: `ValueError` that says what was found: another shape or dtype, a value that is not finite, a
-    last row that is not 0 0 0 1, or a rotation that is none (R R^T differs from the identity by more than 0.01, or a mirror).
+    `name` is what an error calls it. Raises: `ValueError` that says what was found: another shape or dtype, a value
+    that is not finite, a last row that is not 0 0 0 1, or a rotation that is none (R R^T differs from the identity by
+    more than 0.01, or a mirror).
     """
     if not isinstance(pose, Tensor) or pose.shape != (4, 4) or not pose.is_floating_point():
         found = f"{pose.dtype} {tuple(pose.shape)}" if isinstance(pose, Tensor) else repr(pose)
@@ -27,9 +28,16 @@ def check_pose(pose: Tensor, name: str = "pose") -> Tensor:
     turn = rows[:3, :3]
     error = (turn @ turn.T - torch.eye(3, dtype=torch.float64)).abs().max().item()
     if rows[3].tolist() != [0, 0, 0, 1] or error > 0.01 or torch.linalg.det(turn) < 0:
-        raise ValueError(f"{name} is {[[round(x, 4) for x in row] for row in rows.tolist()]}; needs a rotation and a shift, last row 0 0 0 1 "
+        raise ValueError(f"{name} is {[[round(x, 4) for x in row] for row in rows.tolist()]}; needs a rotation and a "
+                         "shift, last row 0 0 0 1 "
                          f"(R R^T is off the identity by {error:.2g})")
     return pose
+
+# %% ../../nbs/01_geometry/07_reprojection.ipynb #check-depth
+def _check_depth(depth: Tensor, K: Tensor) -> None:
+    if depth.ndim != 2 or not depth.is_floating_point() or not depth.numel():
+        raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (H, W), metres")
+    check_intrinsics(K, tuple(depth.shape))
 
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #to-world
 def to_world(depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
@@ -37,11 +45,10 @@ def to_world(depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
 
     depth: floating point (H, W), z in metres. K: (3, 3), pixels of this image size. pose: (4, 4), camera to world.
     Returns: (3, H, W) of the dtype of depth; nan where the depth is nan, infinite, zero or negative.
-    Raises: `ValueError` for another shape or dtype, intrinsics or a pose that are none (`check_intrinsics`, `check_pose`).
+    Raises: `ValueError` for another shape or dtype, intrinsics or a pose that are none (`check_intrinsics`,
+    `check_pose`).
     """
-    if depth.ndim != 2 or not depth.is_floating_point():
-        raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (H, W), metres")
-    check_intrinsics(K, tuple(depth.shape))
+    _check_depth(depth, K)
     pose = check_pose(pose).to(depth)
     return torch.einsum("ij,jhw->ihw", pose[:3, :3], backproject(depth, K)) + pose[:3, 3, None, None]
 
@@ -50,8 +57,8 @@ def project_points(points: Tensor, K: Tensor, pose: Tensor) -> tuple[Tensor, Ten
     """Where points of the world fall in an image, whether or not it reaches that far.
 
     points: floating point (P, 3), metres. K: (3, 3), pixels. pose: (4, 4), camera to world.
-    Returns: positions (P, 2) as (x, y) in pixels, nan for points that are not in front of the camera or not finite, and z (P,) in metres,
-    along the camera's axis. Raises: `ValueError` for another shape or dtype, or a pose that is none.
+    Returns: positions (P, 2) as (x, y) in pixels, nan for points that are not in front of the camera or not finite, and
+    z (P,) in metres, along the camera's axis. Raises: `ValueError` for another shape or dtype, or a pose that is none.
     """
     if points.ndim != 2 or points.shape[1] != 3 or not points.is_floating_point():
         raise ValueError(f"points are {points.dtype} {tuple(points.shape)}; needs floating point (P, 3), world, metres")
@@ -64,34 +71,41 @@ def project_points(points: Tensor, K: Tensor, pose: Tensor) -> tuple[Tensor, Ten
     xy = camera[:, :2] / torch.where(front, z, 1)[:, None] * K.diagonal()[:2] + K[:2, 2]
     return torch.where(front[:, None], xy, torch.nan), z
 
+# %% ../../nbs/01_geometry/07_reprojection.ipynb #nearest-pixels
+def _nearest_pixels(xy: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    "Row and column (P, 2) of the pixel of an image nearest to positions (P, 2), and whether it is the nearest of any."
+    column, row = xy.round().nan_to_num(-1, width, -1).clamp(-1, max(height, width)).long().unbind(1)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    return torch.stack([row.clamp(0, height - 1), column.clamp(0, width - 1)], 1), inside
+
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #visible
 def visible(points: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: float = 0.05) -> tuple[Tensor, Tensor]:
     """Which points of the world a posed depth map sees, and in which pixel.
 
-    points: floating point (P, 3), metres; a point with a nan is never seen. depth: floating point (H, W), metres; nan, infinite, zero or
-    negative = unknown, nothing is seen there. K: (3, 3), pixels of this image size. pose: (4, 4), camera to world. tolerance: metres.
-    Returns: bool (P,), and the nearest pixel, int64 (P, 2) as row, column: within the image also for points that are not seen.
-    Raises: `ValueError` for another shape or dtype, a tolerance that is not positive, intrinsics or a pose that are none.
+    points: floating point (P, 3), metres; a point with a nan is never seen. depth: floating point (H, W), metres; nan,
+    infinite, zero or negative = unknown, nothing is seen there. K: (3, 3), pixels of this image size. pose: (4, 4),
+    camera to world. tolerance: metres.
+    Returns: bool (P,), and the nearest pixel, int64 (P, 2) as row, column: within the image also for points that are
+    not seen.
+    Raises: `ValueError` for another shape or dtype, a tolerance that is not positive, intrinsics or a pose that are
+    none.
     """
-    if depth.ndim != 2 or not depth.is_floating_point() or not depth.numel():
-        raise ValueError(f"depth is {depth.dtype} {tuple(depth.shape)}; needs floating point (H, W), metres")
+    _check_depth(depth, K)
     if not tolerance > 0:
         raise ValueError(f"tolerance is {tolerance}; needs a positive number of metres")
-    height, width = depth.shape
-    check_intrinsics(K, (height, width))
     xy, z = project_points(points, K, pose)
-    column, row = xy.round().nan_to_num(-1, width, -1).clamp(-1, max(height, width)).long().unbind(1)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    pixel = torch.stack([row.clamp(0, height - 1), column.clamp(0, width - 1)], 1)
+    pixel, inside = _nearest_pixels(xy, *depth.shape)
     found = depth[pixel[:, 0], pixel[:, 1]]
     return inside & (z > 0) & (found > 0) & ((z - found).abs() < tolerance), pixel
 
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #match-pixels
-def match_pixels(depth1: Tensor, K1: Tensor, pose1: Tensor, depth2: Tensor, K2: Tensor, pose2: Tensor, tolerance: float = 0.05) -> Tensor:
+def match_pixels(depth1: Tensor, K1: Tensor, pose1: Tensor, depth2: Tensor, K2: Tensor, pose2: Tensor,
+                 tolerance: float = 0.05) -> Tensor:
     """Pixels of frame 1 whose point of space frame 2 sees, in reading order of frame 1.
 
     depth1, depth2: floating point (H, W), metres, of any two sizes; K and pose as in `visible`; tolerance in metres.
-    Returns: int64 (N, 4): row and column in frame 1, row and column in frame 2; each pixel of frame 1 at most once, N may be 0.
+    Returns: int64 (N, 4): row and column in frame 1, row and column in frame 2; each pixel of frame 1 at most once, N
+    may be 0.
     Raises: `ValueError` as `to_world` and `visible` do.
     """
     points = to_world(depth1, K1, pose1)
@@ -100,11 +114,13 @@ def match_pixels(depth1: Tensor, K1: Tensor, pose1: Tensor, depth2: Tensor, K2: 
     return torch.cat([pixel1, pixel2], 1)[seen]
 
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #overlap-2
-def overlap(depth1: Tensor, K1: Tensor, pose1: Tensor, depth2: Tensor, K2: Tensor, pose2: Tensor, tolerance: float = 0.05,
-            step: int = 4) -> float:
-    """Share of the pixels with depth that have a match in the other frame: of the two directions the smaller, in [0, 1].
+def overlap(depth1: Tensor, K1: Tensor, pose1: Tensor, depth2: Tensor, K2: Tensor, pose2: Tensor,
+            tolerance: float = 0.05, step: int = 4) -> float:
+    """Share of the pixels with depth that have a match in the other frame: of the two directions the smaller, in [0,
+    1].
 
-    Arguments as in `match_pixels`; only every `step`-th row and column is tried. A frame without depth overlaps nothing: 0.
+    Arguments as in `match_pixels`; only every `step`-th row and column is tried. A frame without depth overlaps
+    nothing: 0.
     Raises: `ValueError` as `match_pixels` does, or for a step below 1.
     """
     if step < 1:

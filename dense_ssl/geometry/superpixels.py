@@ -9,29 +9,35 @@ __all__ = ['superpixels', 'adjacency']
 import numpy as np
 from skimage.segmentation import slic
 
+# %% ../../nbs/01_geometry/03_superpixels.ipynb #without-gaps
+def _without_gaps(labels: np.ndarray) -> np.ndarray:
+    used = np.bincount(labels.ravel()) > 0
+    return labels if used.all() else (np.cumsum(used) - 1)[labels]
+
 # %% ../../nbs/01_geometry/03_superpixels.ipynb #superpixels-2
 def superpixels(image: np.ndarray, count: int = 10000, compactness: float = 10.0, sigma: float = 1.0) -> np.ndarray:
     """SLIC superpixels of an image (CPCDR section 3.2).
 
-    image: uint8 (H, W, 3). count: about how many. compactness: weight of position against colour. sigma: smoothing before, in pixels.
-    Returns: int64 (H, W), from 0 without gaps, each one 4-connected. Raises: `ValueError` for another shape or dtype, a count below 1,
-    a compactness that is not positive, a negative sigma.
+    image: uint8 (H, W, 3). count: about how many. compactness: weight of position against colour. sigma: smoothing
+    before, in pixels.
+    Returns: int64 (H, W), from 0 without gaps, each one 4-connected. Raises: `ValueError` for another shape or dtype, a
+    count below 1, a compactness that is not positive, a negative sigma.
     """
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise ValueError(f"image is {image.dtype} {image.shape}; needs uint8 (H, W, 3) with at least one pixel")
     if count < 1 or not compactness > 0 or not sigma >= 0:
-        raise ValueError(f"count is {count}, compactness {compactness}, sigma {sigma}; needs count >= 1, compactness > 0, sigma >= 0")
+        raise ValueError(f"count is {count}, compactness {compactness}, sigma {sigma}; needs count >= 1, compactness "
+                         "> 0, sigma >= 0")
     labels = slic(image, n_segments=count, compactness=compactness, sigma=sigma, start_label=0)
-    used = np.bincount(labels.ravel()) > 0
-    return labels if used.all() else (np.cumsum(used) - 1)[labels]
+    return _without_gaps(labels)
 
 # %% ../../nbs/01_geometry/03_superpixels.ipynb #adjacency-2
 def adjacency(labels: np.ndarray) -> np.ndarray:
     """Pairs of labels that touch, 4-connected, each once.
 
-    labels: int (H, W), from 0. Returns: int64 (E, 2), the smaller label first, sorted. Raises: `ValueError` for another shape, a dtype
-    that is not integer, a negative label.
+    labels: int (H, W), from 0. Returns: int64 (E, 2), the smaller label first, sorted. Raises: `ValueError` for another
+    shape, a dtype that is not integer, a negative label.
     """
     labels = np.asarray(labels)
     if labels.ndim != 2 or labels.dtype.kind not in "iu" or (labels.size and labels.min() < 0):

@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import ConfigDict, ValidationError, create_model
 
+from ..core import find_named
 from .method import Method, restore_method
 from ..models.encoders import Encoder
 
@@ -36,9 +37,7 @@ METHODS = {  # name: the module of this room whose METHODS has its class and its
 
 def method_module(name: str) -> str:
     """The module that a method's name stands for. Raises: `ValueError` for an unknown one, saying which there are."""
-    if name not in METHODS:
-        raise ValueError(f"method {name!r} is unknown; there are scratch, {', '.join(METHODS)}")
-    return f"dense_ssl.methods.{METHODS[name]}"
+    return f"dense_ssl.methods.{find_named('method', name, METHODS, 'scratch')}"
 
 
 def find_method(name: str) -> tuple[type[Method], dict[str, Any]]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..data.sequences import PairSample, Scene
+from ..data.frame_pairs import PairSample, Scene
 from ..data.views import Colour, Crop, Sample, View, augment_colour, cut, normalize_image, stack_views
 from ..geometry.camera import backproject, resize_intrinsics
 from ..geometry.reprojection import match_pixels, visible
@@ -160,7 +160,7 @@ def _posed_view(frame: Sample, size: tuple[int, int], colour: Colour, flip: floa
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #check-pair
 def _check_pair(sample: Sample, wants_scene: bool) -> None:
     if not isinstance(sample, PairSample) or sample.second is None:
-        raise ValueError(f"{sample.name} is one frame; posed views need pairs of frames, see data.sequences.FramePairs")
+        raise ValueError(f"{sample.name} is one frame; posed views need pairs of frames, see data.frame_pairs.FramePairs")
     for frame in (sample, sample.second):
         missing = [name for name in ("depth", "K", "pose") if getattr(frame, name) is None]
         if missing or frame.depth_kind != "depth":

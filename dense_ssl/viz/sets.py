@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import ConnectionPatch
 from torch import Tensor
 
-from ..data.sequences import Scene
+from ..data.frame_pairs import Scene
 from ..data.views import View
 from ..positives.geometric_sets import Matches
 from .heatmaps import draw_image
