@@ -21,16 +21,18 @@ _REACH = 1 << 15
 
 
 def voxel_keys(voxels: Tensor) -> Tensor:
-    """One int64 number (V,) for each voxel (V, 4) = batch, x, y, z. The voxel at (x + i, y + j, z + k) has key + (i << 32) + (j << 16) + k.
+    """One int64 number (V,) for each voxel (V, 4) = batch, x, y, z. The voxel at (x + i, y + j, z + k) has key + (i <<
+    32) + (j << 16) + k.
 
     Raises: `ValueError` for another shape or type. For values see `check_voxels`.
     """
     if voxels.ndim != 2 or voxels.shape[1] != 4 or voxels.dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"voxels must be int32 or int64 (V, 4) = batch, x, y, z, not {voxels.dtype} {tuple(voxels.shape)}")
+        raise ValueError(f"voxels must be int32 or int64 (V, 4) = batch, x, y, z, not {voxels.dtype} "
+                         f"{tuple(voxels.shape)}")
     b, x, y, z = voxels.long().unbind(1)
     return (b << 48) + (x + _REACH << 32) + (y + _REACH << 16) + z + _REACH
 
-
+# %% ../../nbs/05_models/07_point_unet.ipynb #check-voxels
 def check_voxels(voxels: Tensor) -> None:
     """Check the values of voxels (V, 4), which nothing else here does: it would wait for a GPU.
 
@@ -40,16 +42,19 @@ def check_voxels(voxels: Tensor) -> None:
     keys = voxel_keys(voxels)
     b, xyz = voxels[:, 0], voxels[:, 1:]
     if len(voxels) and (b.min() < 0 or b.max() >= _REACH or xyz.abs().max() >= _REACH - 1):
-        raise ValueError(f"voxels must have a batch from 0 to {_REACH - 1} and coordinates from {2 - _REACH} to {_REACH - 2}, not "
-                         f"{voxels.amin(0).tolist()} to {voxels.amax(0).tolist()}; use larger voxels or move the origin")
+        raise ValueError(f"voxels must have a batch from 0 to {_REACH - 1} and coordinates from {2 - _REACH} to "
+                         f"{_REACH - 2}, not {voxels.amin(0).tolist()} to {voxels.amax(0).tolist()}; use larger voxels "
+                         "or move the origin")
     ordered = keys.sort()[0]
     if (same := ordered[1:] == ordered[:-1]).any():
         twice = voxels[keys == ordered[1:][same][0]][0].tolist()
-        raise ValueError(f"voxels has {int(same.sum())} rows that are there already, such as {twice}; its rows must be unique")
+        raise ValueError(f"voxels has {int(same.sum())} rows that are there already, such as {twice}; its rows must be "
+                         "unique")
 
 # %% ../../nbs/05_models/07_point_unet.ipynb #neighbour-rows
 def neighbour_rows(levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Which voxels touch, for the keys of several levels: rows (R,) that have a neighbour, and the neighbours' rows (R,).
+    """Which voxels touch, for the keys of several levels: rows (R,) that have a neighbour, and the neighbours' rows
+    (R,).
 
     Level by level, in each the 13 offsets before (0, 0, 0), x slowest, z fastest; third, how many of R are of each
     offset: (13 * levels,). The 13 offsets after (0, 0, 0) are the same, with rows and neighbours exchanged.
@@ -65,9 +70,10 @@ def neighbour_rows(levels: list[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     found = there.nonzero()[:, 0]  # all levels at once: its size has to be waited for
     return to[found], of[found], torch.cat([there.sum(1) for *_, there in rows])
 
-
+# %% ../../nbs/05_models/07_point_unet.ipynb #coarser
 def coarser(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The keys (W,) of the voxels of twice the side, sorted, and their parts: rows of W (V,), and the rows of V in them (V,).
+    """The keys (W,) of the voxels of twice the side, sorted, and their parts: rows of W (V,), and the rows of V in them
+    (V,).
 
     In the order of the 8 parts, x slowest; last, how many are of each part: (8,).
     """
@@ -112,7 +118,7 @@ def _by_table(x: Tensor, weight: Tensor, table: Tensor) -> Tensor:
         torch.mm(padded[rows].flatten(1), weight.flatten(0, 1), out=into)
     return out
 
-
+# %% ../../nbs/05_models/07_point_unet.ipynb #tableconv-def
 class _TableConv(torch.autograd.Function):
     "`_GatherConv` on a GPU: 2 to 3 times the arithmetic, in a tenth of the kernels, with sums in one order."
 
@@ -130,30 +136,49 @@ class _TableConv(torch.autograd.Function):
             to_weight.addmm_(padded[rows].flatten(1).T, part)
         return _by_table(grad, weight.mT, back), to_weight.view_as(weight), None, None
 
+# %% ../../nbs/05_models/07_point_unet.ipynb #tables
+def _tables(keys: list[Tensor], halves: list[tuple[Tensor, ...]]) -> tuple[list, list]:
+    "For each level the neighbours (V, 27) and the way back; for each step down the parts (W, 8) and the wholes (V, 8)."
+    steps = zip(keys, keys[1:], halves, strict=False)
+    return [_near_table(level) for level in keys], [_part_tables(*step) for step in steps]
 
-def _tables(keys: list[Tensor], halves: list[tuple[Tensor, ...]]) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
-    "For each level the neighbours (V, 27) and the way back; for each step down the parts (W, 8) and the whole of each part (V, 8)."
-    n, near, parts = torch.arange(27, device=keys[0].device), [], []
-    step = (n // 9 - 1) * (1 << 32) + (n // 3 % 3 - 1) * (1 << 16) + n % 3 - 1
-    for level in keys:
-        ordered, order = level.sort()
-        wanted = level[:, None] + step
-        at = torch.searchsorted(ordered, wanted).clamp_max(max(len(level) - 1, 0))
-        near.append((table := order[at].masked_fill(ordered[at] != wanted, len(level)), table.flip(1)))
-    for fine, coarse, (row, of, sizes) in zip(keys, keys[1:], halves, strict=False):
-        part = torch.searchsorted(sizes.cumsum(0), torch.arange(len(of), device=of.device), right=True)
-        down, up = of.new_full((len(coarse), 8), len(fine)), of.new_full((len(fine), 8), len(coarse))
-        down[row, part], up[of, part] = of, row
-        parts.append((down, up))
-    return near, parts
+# %% ../../nbs/05_models/07_point_unet.ipynb #near-table
+def _near_table(keys: Tensor) -> tuple[Tensor, Tensor]:
+    n = torch.arange(27, device=keys.device)
+    ordered, order = keys.sort()
+    wanted = keys[:, None] + (n // 9 - 1) * (1 << 32) + (n // 3 % 3 - 1) * (1 << 16) + n % 3 - 1
+    at = torch.searchsorted(ordered, wanted).clamp_max(max(len(keys) - 1, 0))
+    table = order[at].masked_fill(ordered[at] != wanted, len(keys))
+    return table, table.flip(1)
+
+# %% ../../nbs/05_models/07_point_unet.ipynb #part-tables
+def _part_tables(fine: Tensor, coarse: Tensor, half: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+    row, of, sizes = half
+    part = torch.searchsorted(sizes.cumsum(0), torch.arange(len(of), device=of.device), right=True)
+    down, up = of.new_full((len(coarse), 8), len(fine)), of.new_full((len(fine), 8), len(coarse))
+    down[row, part], up[of, part] = of, row
+    return down, up
+
+# %% ../../nbs/05_models/07_point_unet.ipynb #rules
+def _rules(keys: list[Tensor], halves: list[tuple[Tensor, ...]]) -> tuple[list, list]:
+    "For each level the rules of the 27 neighbours; for each step down those of the 8 parts."
+    to, of, sizes = (torch.cat(x) for x in zip(neighbour_rows(keys), *halves, strict=True))
+    sizes, near = sizes.tolist(), []
+    rules = list(zip(to.split(sizes), of.split(sizes), strict=True))
+    for k, level in enumerate(keys):
+        before, own = rules[13 * k:][:13], torch.arange(len(level), device=level.device)
+        near.append([*before, (own, own), *[(of, to) for to, of in reversed(before)]])
+    return near, [rules[13 * len(keys) + 8 * k:][:8] for k in range(len(halves))]
 
 # %% ../../nbs/05_models/07_point_unet.ipynb #voxelgrid
 class VoxelGrid:
-    """A set of voxels and its `levels` - 1 coarser sets, each of voxels of twice the side, and the three convolutions on them.
+    """A set of voxels and its `levels` - 1 coarser sets, each of voxels of twice the side, and the three convolutions
+    on them.
 
-    voxels: int (V, 4) = batch, x, y, z, unique rows; for values see `check_voxels`, which is not called here. Level 0 has
-    their rows; a level's rows are counted in `rows`. Features are (rows, C). tables: dense tables of neighbours, faster on a GPU and slower on
-    a CPU; None: on a GPU. A GPU is waited for once for each coarser level, and without tables twice more.
+    voxels: int (V, 4) = batch, x, y, z, unique rows; for values see `check_voxels`, which is not called here. Level 0
+    has their rows; a level's rows are counted in `rows`. Features are (rows, C). tables: dense tables of neighbours,
+    faster on a GPU and slower on a CPU; None: on a GPU. A GPU is waited for once for each coarser level, and without
+    tables twice more.
     Raises: `ValueError` for another shape or type.
     """
 
@@ -164,17 +189,7 @@ class VoxelGrid:
             keys.append(above)
             halves.append(half)
         self.rows, self.tables = [len(k) for k in keys], voxels.is_cuda if tables is None else tables
-        if self.tables:
-            self.neighbours, self.parts = _tables(keys, halves)
-            return
-        to, of, sizes = (torch.cat(x) for x in zip(neighbour_rows(keys), *halves, strict=True))
-        sizes = sizes.tolist()
-        rules = list(zip(to.split(sizes), of.split(sizes), strict=True))
-        self.parts = [rules[13 * levels + 8 * k:][:8] for k in range(levels - 1)]
-        self.neighbours = []
-        for k, rows in enumerate(self.rows):
-            before, own = rules[13 * k:][:13], torch.arange(rows, device=voxels.device)
-            self.neighbours.append([*before, (own, own), *[(of, to) for to, of in reversed(before)]])
+        self.neighbours, self.parts = (_tables if self.tables else _rules)(keys, halves)
 
     def near(self, x: Tensor, weight: Tensor, level: int) -> Tensor:
         """Submanifold 3 x 3 x 3 convolution on `level`; weight (27, in, out), x slowest, z fastest."""
@@ -189,7 +204,8 @@ class VoxelGrid:
         back = self.parts[level][::-1] if self.tables else [(of, to) for to, of in self.parts[level]]
         return self._convolve(x, weight, back, self.rows[level])
 
-    def _convolve(self, x: Tensor, weight: Tensor, rules: Sequence[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor], rows: int) -> Tensor:
+    def _convolve(self, x: Tensor, weight: Tensor, rules: Sequence[tuple[Tensor, Tensor]] | tuple[Tensor, Tensor],
+                  rows: int) -> Tensor:
         return _TableConv.apply(x, weight, *rules) if self.tables else _GatherConv.apply(x, weight, rules, rows)
 
 # %% ../../nbs/05_models/07_point_unet.ipynb #voxelnorm
@@ -226,7 +242,7 @@ class _Unit(nn.Module):
         x = self.norm(getattr(grid, self.kind)(x, self.weight, level))
         return x.relu() if self.relu else x
 
-
+# %% ../../nbs/05_models/07_point_unet.ipynb #residual
 class _Residual(nn.Module):
     "Two submanifold convolutions beside an identity, or a linear map where the width changes."
 
@@ -242,16 +258,18 @@ class _Residual(nn.Module):
 class PointUNet(nn.Module):
     """A sparse 3D U-Net: voxels int (V, 4) = batch, x, y, z, unique rows, and features (V, inputs) to (V, out).
 
-    widths: of the levels, finest first; a level's voxels have twice the side of those of the one before. backend: "torch", or "spconv", which
-    must be installed; weights, names and results are the same. V = 0 gives (0, out). The voxels' values are not checked: see `check_voxels`.
+    widths: of the levels, finest first; a level's voxels have twice the side of those of the one before. backend:
+    "torch", or "spconv", which must be installed; weights, names and results are the same. V = 0 gives (0, out). The
+    voxels' values are not checked: see `check_voxels`.
     Raises: `ValueError` for other shapes, no width, spconv that is not installed.
     """
 
-    def __init__(self, inputs: int = 3, out: int = 64, widths: tuple[int, ...] = (32, 64, 128, 256), backend: Literal["torch", "spconv"] = "torch"):
+    def __init__(self, inputs: int = 3, out: int = 64, widths: tuple[int, ...] = (32, 64, 128, 256),
+                 backend: Literal["torch", "spconv"] = "torch"):
         super().__init__()
         if not widths or min(inputs, out, *widths) < 1 or backend not in ("torch", "spconv"):
-            raise ValueError(f'inputs, out and widths must be positive and backend "torch" or "spconv", not {inputs}, {out}, {widths} and '
-                             f"{backend!r}")
+            raise ValueError(f'inputs, out and widths must be positive and backend "torch" or "spconv", not {inputs}, '
+                             f'{out}, {widths} and ' f"{backend!r}")
         self.inputs, self.make = inputs, VoxelGrid if backend == "torch" else SpconvGrid
         if backend == "spconv":
             _spconv()
@@ -265,7 +283,8 @@ class PointUNet(nn.Module):
 
     def forward(self, voxels: Tensor, features: Tensor) -> Tensor:
         if features.shape != (len(voxels), self.inputs):
-            raise ValueError(f"features must be ({len(voxels)}, {self.inputs}), a row for each voxel, not {tuple(features.shape)}")
+            raise ValueError(f"features must be ({len(voxels)}, {self.inputs}), a row for each voxel, not "
+                             f"{tuple(features.shape)}")
         levels = range(len(self.downs))
         grid = (self.make if len(voxels) else VoxelGrid)(voxels, len(levels) + 1)
         with torch.autocast(features.device.type, enabled=False):
@@ -284,13 +303,14 @@ def _spconv() -> Any:
     try:
         import spconv.pytorch
     except ImportError as error:
-        raise ValueError(f'backend "spconv" needs the package spconv (such as spconv-cu120), which cannot be imported ({error}); use '
-                         'backend "torch"') from None
+        raise ValueError('backend "spconv" needs the package spconv (such as spconv-cu120), which cannot be imported '
+                         f'({error}); use backend "torch"') from None
     return spconv.pytorch
 
-
+# %% ../../nbs/05_models/07_point_unet.ipynb #spconvgrid-def
 class SpconvGrid:
-    """`VoxelGrid`, of at least one voxel, computed by spconv 2: the same convolutions of the same weights. Never run on a GPU so far.
+    """`VoxelGrid`, of at least one voxel, computed by spconv 2: the same convolutions of the same weights. Never run on
+    a GPU so far.
 
     Raises: `ValueError` when spconv is not installed.
     """
@@ -308,19 +328,23 @@ class SpconvGrid:
 
     def down(self, x: Tensor, weight: Tensor, level: int) -> Tensor:
         """As `VoxelGrid.down`."""
-        return self._run(x, weight, level, level + 1, _spconv().SparseConv3d, kernel_size=2, stride=2, indice_key=f"half{level}")
+        return self._run(x, weight, level, level + 1, _spconv().SparseConv3d, kernel_size=2, stride=2,
+                         indice_key=f"half{level}")
 
     def up(self, x: Tensor, weight: Tensor, level: int) -> Tensor:
         """As `VoxelGrid.up`, of features that came down by `down`."""
-        return self._run(x, weight, level + 1, level, _spconv().SparseInverseConv3d, kernel_size=2, indice_key=f"half{level}")
+        return self._run(x, weight, level + 1, level, _spconv().SparseInverseConv3d, kernel_size=2,
+                         indice_key=f"half{level}")
 
-    def _run(self, x: Tensor, weight: Tensor, level: int, result: int, layer: Callable[..., nn.Module], kernel_size: int, **options: Any) -> Tensor:
+    def _run(self, x: Tensor, weight: Tensor, level: int, result: int, layer: Callable[..., nn.Module],
+             kernel_size: int, **options: Any) -> Tensor:
         offsets, inputs, out = weight.shape
         if not self.tensors:
             self.tensors[0] = _spconv().SparseConvTensor(x, *self.start)
         module = layer(inputs, out, kernel_size, bias=False, **options).to(weight)
         k = kernel_size
-        layout = weight.view(k, k, k, inputs, out).permute(4, 2, 1, 0, 3).contiguous()  # x, y, z, in, out -> out, z, y, x, in
+        # x, y, z, in, out -> out, z, y, x, in
+        layout = weight.view(k, k, k, inputs, out).permute(4, 2, 1, 0, 3).contiguous()
         tensor = torch.func.functional_call(module, {"weight": layout}, (self.tensors[level].replace_feature(x),))
         self.tensors[result] = tensor  # it remembers which rows meet
         return tensor.features

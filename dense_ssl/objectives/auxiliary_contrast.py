@@ -13,6 +13,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed.nn.functional import all_reduce
 
 from ..processes import place
 
@@ -20,7 +21,8 @@ from ..processes import place
 def pair_weights(anchor_ids: Tensor, candidate_ids: Tensor, weights: tuple[float, float, float] = (10, 4, 1)) -> Tensor:
     """The weight of every pair of features with the same label: by superpixel, image, or neither (lambda of Eq. 2).
 
-    anchor_ids: int (A, 3), candidate_ids: int (M, 3): label, superpixel, image; superpixels are counted within an image, negative = none.
+    anchor_ids: int (A, 3), candidate_ids: int (M, 3): label, superpixel, image; superpixels are counted within an
+    image, negative = none.
     Returns: float32 (A, M). It does not look at the labels.
     """
     anchor, candidate = anchor_ids.T[..., None], candidate_ids.T[:, None]
@@ -29,7 +31,7 @@ def pair_weights(anchor_ids: Tensor, candidate_ids: Tensor, weights: tuple[float
     superpixel, image, other = _on(anchor_ids.device, weights)
     return torch.where(same_superpixel, superpixel, torch.where(same_image, image, other))
 
-
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #on
 def _on(device: torch.device, weights: tuple) -> list[Tensor]:
     "The weights as tensors, made on the device: to copy them there would be waiting."
     return [w if isinstance(w, Tensor) else torch.full((), float(w), device=device) for w in weights]
@@ -37,7 +39,9 @@ def _on(device: torch.device, weights: tuple) -> list[Tensor]:
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #auxiliary-contrast-plain
 def auxiliary_contrast_plain(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, candidate_ids: Tensor,
                              weights: tuple[float, float, float] = (10, 4, 1), temperature: float = 0.07) -> Tensor:
-    """`auxiliary_contrast` of features (A, C) and (M, C) with all A x M matrices written down; for tests and small inputs."""
+    """`auxiliary_contrast` of features (A, C) and (M, C) with all A x M matrices written down; for tests and small
+    inputs.
+    """
     scores = F.normalize(anchors, dim=1) @ F.normalize(candidates, dim=1).T / temperature
     labels, others = anchor_ids[:, :1], candidate_ids[:, 0]
     known = (labels >= 0) & (others >= 0)
@@ -49,9 +53,11 @@ def auxiliary_contrast_plain(anchors: Tensor, candidates: Tensor, anchor_ids: Te
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #derivatives
 def _derivatives_(scores: Tensor, first: int, weight: Tensor, positive: Tensor) -> Tensor:
-    """Turn a block's scores (rows, M) into the derivatives of its weighted sum of pair losses, in place; returns the sum.
+    """Turn a block's scores (rows, M) into the derivatives of its weighted sum of pair losses, in place; returns the
+    sum.
 
-    weight, positive: of the columns from `first`; all positives are there. A positive of weight 0 is in no pair and no negative.
+    weight, positive: of the columns from `first`; all positives are there. A positive of weight 0 is in no pair and no
+    negative.
     """
     stretch = scores[:, first:first + positive.shape[1]]
     pairs = stretch.clone()
@@ -65,9 +71,12 @@ def _derivatives_(scores: Tensor, first: int, weight: Tensor, positive: Tensor) 
     stretch -= slopes
     return value
 
-
-def _pairs(row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: tuple, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    "Weights, 0 where there is no pair, and positives of a block (rows, columns); an anchor's own pixel is a positive of weight 0."
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #pairs
+def _pairs(row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: tuple,
+           dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Weights, 0 where there is no pair, and positives of a block (rows, columns); an anchor's own pixel is a positive
+    of weight 0.
+    """
     positive = row_ids[:, :1] == column_ids[:, 0]
     weight = pair_weights(row_ids, column_ids, weights).to(dtype).mul_(positive)
     if own is not None:
@@ -79,8 +88,8 @@ class _PairLosses(torch.autograd.Function):
     "Weighted sum of Eq. 1 over pairs, and the sum of the weights; the gradients are made along with the values."
 
     @staticmethod
-    def forward(ctx, anchors: Tensor, candidates: Tensor, bank: Tensor, layout: "_Stretches | _Masked", temperature: float,
-                grad: bool) -> tuple[Tensor, Tensor]:
+    def forward(ctx, anchors: Tensor, candidates: Tensor, bank: Tensor, layout: "_Stretches | _Masked",
+                temperature: float, grad: bool) -> tuple[Tensor, Tensor]:
         scaled, features = anchors[layout.rows] / temperature, torch.cat([candidates, bank])[layout.columns]
         needs = [grad and needed for needed in ctx.needs_input_grad[:2]]
         to_rows = torch.zeros_like(scaled if needs[0] else scaled[:0])
@@ -107,7 +116,7 @@ class _PairLosses(torch.autograd.Function):
     def backward(ctx, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         return *(None if to is None else grad * to for to in ctx.saved_tensors), None, None, None, None
 
-
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #spread
 def _spread(rows: Tensor, places: Tensor | slice, like: Tensor) -> Tensor:
     whole = torch.zeros_like(like)
     whole[places] = rows
@@ -115,9 +124,11 @@ def _spread(rows: Tensor, places: Tensor | slice, like: Tensor) -> Tensor:
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #layout
 class _Stretches:
-    """Anchors with positives and candidates with labels, in the order of labels: a block's positives lie in one stretch of columns.
+    """Anchors with positives and candidates with labels, in the order of labels: a block's positives lie in one stretch
+    of columns.
 
-    rows, columns: where they are among the anchors and all candidates; moved: where those that get a gradient are among the batch's.
+    rows, columns: where they are among the anchors and all candidates; moved: where those that get a gradient are among
+    the batch's.
     """
 
     def __init__(self, anchor_ids: Tensor, candidate_ids: Tensor, own: Tensor | None, weights: tuple, batch: int):
@@ -137,7 +148,9 @@ class _Stretches:
             self.own = place[own[self.rows]]
 
     def derivatives_(self, scores: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-        "Scores become derivatives; the block's sum and its weights'. Its first row has its first positive, its last row its last one."
+        """Scores become derivatives; the block's sum and its weights'. Its first row has its first positive, its last
+        row its last one.
+        """
         low, high = self.first[block][0], self.last[block][-1]
         own = None if self.own is None else self.own[block] - low
         weight, positive = _pairs(self.anchor_ids[block], self.candidate_ids[low:high], own, self.weights, scores.dtype)
@@ -148,27 +161,35 @@ class _Stretches:
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #masked
 class _Masked:
-    "All anchors and candidates as they come, labelled or not; nothing's shape depends on an id, so nobody waits for one."
+    """All anchors and candidates as they come, labelled or not; nothing's shape depends on an id, so nobody waits for
+    one.
+    """
 
-    def __init__(self, anchor_ids: Tensor, candidate_ids: Tensor, own: Tensor | None, weights: tuple, batch: int, compiled: bool):
-        self.anchor_ids, self.candidate_ids, self.own, self.weights = anchor_ids, candidate_ids, own, _on(anchor_ids.device, weights)
+    def __init__(self, anchor_ids: Tensor, candidate_ids: Tensor, own: Tensor | None, weights: tuple, batch: int,
+                 compiled: bool):
+        self.anchor_ids, self.candidate_ids, self.own, self.weights = (anchor_ids, candidate_ids, own,
+                                                                       _on(anchor_ids.device, weights))
         self.rows = self.columns = slice(None)
         self.moved, self.turn_ = slice(batch), _compiled() if compiled else _turn_
 
     def derivatives_(self, scores: Tensor, block: slice) -> tuple[Tensor, Tensor]:
-        return self.turn_(scores, self.anchor_ids[block], self.candidate_ids, None if self.own is None else self.own[block], self.weights)
+        return self.turn_(scores, self.anchor_ids[block], self.candidate_ids,
+                          None if self.own is None else self.own[block], self.weights)
 
     def moving(self, scores: Tensor) -> Tensor:
         return scores[:, self.moved]
 
-
-def _turn_(scores: Tensor, row_ids: Tensor, column_ids: Tensor, own: Tensor | None, weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-    "Scores of a block with all columns become derivatives; its sum and its weights'. Without a label a row has no pair and a column is no negative."
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #turn
+def _turn_(scores: Tensor, row_ids: Tensor, column_ids: Tensor, own: Tensor | None,
+           weights: list[Tensor]) -> tuple[Tensor, Tensor]:
+    """Scores of a block with all columns become derivatives; its sum and its weights'. Without a label a row has no
+    pair and a column is no negative.
+    """
     weight, positive = _pairs(row_ids, column_ids, own, weights, scores.dtype)
     weight.masked_fill_(row_ids[:, :1] < 0, 0)
     return _derivatives_(scores, 0, weight, positive.logical_or_(column_ids[:, 0] < 0)), weight.sum()
 
-
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #compiled
 @cache
 def _compiled():
     return torch.compile(_turn_, fullgraph=True, dynamic=True)  # whole, or an error: never slowly without saying so
@@ -181,7 +202,7 @@ def _static(device: torch.device) -> bool:
     "Whether blocks are masked whole: where to look at an id is to wait for all that was asked of the device before."
     return device.type != "cpu"
 
-
+# %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #cells-def
 def _cells(device: torch.device) -> int:
     "Scores alive at once: on a GPU 2^24, or the largest power of two of which 16 doubles fit into its free memory."
     if device.type != "cuda":
@@ -190,61 +211,50 @@ def _cells(device: torch.device) -> int:
     return min(2**24, 1 << (free // 128).bit_length() >> 1)
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #gatherrows
-class _GatherRows(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor, start: int, total: int) -> Tensor:
-        ctx.rows = slice(start, start + len(x))
-        whole = x.new_zeros(total, *x.shape[1:])
-        whole[ctx.rows] = x
-        dist.all_reduce(whole)
-        return whole
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None, None]:
-        grad = grad.contiguous().clone()
-        dist.all_reduce(grad)
-        return grad[ctx.rows], None, None
-
-
 def gather_rows(x: Tensor, equal: bool = False) -> tuple[Tensor, int]:
     """The rows of x (N, ...) of all processes, in their order, and where the own ones begin; alone, `x` and 0.
 
-    N may differ between processes (0 is allowed); all must call it. equal: N is the same everywhere, so nobody has to wait for the numbers.
-    The gradient is the sum of those of all processes.
+    N may differ between processes (0 is allowed); all must call it. equal: N is the same everywhere, so nobody has to
+    wait for the numbers. The gradient is the sum of those of all processes.
     """
     rank, processes = place()
     if processes == 1:
         return x, 0
-    if equal:
-        return _GatherRows.apply(x, rank * len(x), processes * len(x)), rank * len(x)
-    counts = torch.zeros(processes, dtype=torch.long, device=x.device)
-    counts[rank] = len(x)
-    dist.all_reduce(counts)
-    start = int(counts[:rank].sum())
-    return _GatherRows.apply(x, start, int(counts.sum())), start
+    start, total = rank * len(x), processes * len(x)
+    if not equal:
+        counts = torch.zeros(processes, dtype=torch.long, device=x.device)
+        counts[rank] = len(x)
+        dist.all_reduce(counts)
+        start, total = int(counts[:rank].sum()), int(counts.sum())
+    around = [0, 0] * (x.ndim - 1) + [start, total - start - len(x)]
+    return all_reduce(F.pad(x, around)), start
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #auxiliary-contrast-2
 def auxiliary_contrast(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, candidate_ids: Tensor,
-                       weights: tuple[float, float, float] = (10, 4, 1), temperature: float = 0.07, own: Tensor | None = None,
-                       bank: tuple[Tensor, Tensor] | None = None, gather: bool = False,
+                       weights: tuple[float, float, float] = (10, 4, 1), temperature: float = 0.07,
+                       own: Tensor | None = None, bank: tuple[Tensor, Tensor] | None = None, gather: bool = False,
                        equal: bool = False, compiled: bool = True) -> Tensor:
-    """Confidence-weighted contrast (auxiliary-label paper Eq. 1-2): the weighted mean over positive pairs; a scalar, at least float32.
+    """Confidence-weighted contrast (auxiliary-label paper Eq. 1-2): the weighted mean over positive pairs; a scalar, at
+    least float32.
 
-    anchors: (A, C), candidates: (M, C), of any length: brought to unit length here. Ids: int (A, 3), (M, 3) = label, superpixel, image; a
-    negative label: left out; a negative superpixel: none. weights: of pairs in one superpixel, one image, two images. own: int (A,), the
-    candidate that is the anchor's own pixel, -1 = none. bank: features (K, C) and ids (K, 3) of more candidates, which get no gradient.
-    gather: with the candidates (not the bank) of all processes, and the mean over the pairs of all; all must call it. equal: all have as many
-    candidates, so that nobody waits for their number. compiled: fuse the work on a block with torch.compile; a CPU does not.
-    Extra memory grows with A + M + K, not with A x M. Differentiable once. Values of ids and `own` are looked at on a CPU alone: on a GPU wrong ones
-    go unnoticed, and no call waits for the device. Without a pair the loss is 0, with a graph.
-    Raises: `ValueError` for other shapes or types, negative weights, a temperature that is not positive; on a CPU `own` with other ids.
+    anchors: (A, C), candidates: (M, C), of any length: brought to unit length here. Ids: int (A, 3), (M, 3) = label,
+    superpixel, image; a negative label: left out; a negative superpixel: none. weights: of pairs in one superpixel, one
+    image, two images. own: int (A,), the candidate that is the anchor's own pixel, -1 = none. bank: features (K, C) and
+    ids (K, 3) of more candidates, which get no gradient. gather: with the candidates (not the bank) of all processes,
+    and the mean over the pairs of all; all must call it. equal: all have as many candidates, so that nobody waits for
+    their number. compiled: fuse the work on a block with torch.compile; a CPU does not. Extra memory grows with A + M +
+    K, not with A x M. Differentiable once. Values of ids and `own` are looked at on a CPU alone: on a GPU wrong ones go
+    unnoticed, and no call waits for the device. Without a pair the loss is 0, with a graph.
+    Raises: `ValueError` for other shapes or types, negative weights, a temperature that is not positive; on a CPU `own`
+    with other ids.
     """
     bank, bank_ids = bank or (anchors[:0].detach(), anchor_ids[:0])
     _check(anchors, candidates, bank, anchor_ids, candidate_ids, bank_ids, own, weights, temperature)
-    anchor_ids, candidate_ids, bank_ids, own = (None if i is None else i.long() for i in (anchor_ids, candidate_ids, bank_ids, own))
+    anchor_ids, candidate_ids, bank_ids, own = (None if i is None else i.long()
+                                                for i in (anchor_ids, candidate_ids, bank_ids, own))
     with torch.autocast(anchors.device.type, enabled=False):
-        anchors, candidates, bank = (F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1) for x in (anchors, candidates, bank.detach()))
+        anchors, candidates, bank = (F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+                                     for x in (anchors, candidates, bank.detach()))
         if gather:
             (candidates, start), (candidate_ids, _) = gather_rows(candidates, equal), gather_rows(candidate_ids, equal)
             own = None if own is None else own + start * (own >= 0)
@@ -257,21 +267,28 @@ def auxiliary_contrast(anchors: Tensor, candidates: Tensor, anchor_ids: Tensor, 
         return value / weight.masked_fill(weight == 0, 1)
 
 # %% ../../nbs/04_objectives/03_auxiliary_contrast.ipynb #check
-def _check(anchors: Tensor, candidates: Tensor, bank: Tensor, anchor_ids: Tensor, candidate_ids: Tensor, bank_ids: Tensor, own: Tensor | None,
-           weights: tuple, temperature: float) -> None:
-    for name, x, ids in (("anchor", anchors, anchor_ids), ("candidate", candidates, candidate_ids), ("bank", bank, bank_ids)):
+def _check(anchors: Tensor, candidates: Tensor, bank: Tensor, anchor_ids: Tensor, candidate_ids: Tensor,
+           bank_ids: Tensor, own: Tensor | None, weights: tuple, temperature: float) -> None:
+    for name, x, ids in (("anchor", anchors, anchor_ids), ("candidate", candidates, candidate_ids),
+                         ("bank", bank, bank_ids)):
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != anchors.shape[-1]:
-            raise ValueError(f"{name} features are {x.dtype} {tuple(x.shape)}; they must be floating (rows, C), with one C for all")
+            raise ValueError(f"{name} features are {x.dtype} {tuple(x.shape)}; they must be floating (rows, C), with "
+                             "one C for all")
         if ids.shape != (len(x), 3) or ids.dtype not in (torch.int32, torch.int64):
-            raise ValueError(f"{name} ids are {ids.dtype} {tuple(ids.shape)}; they must be int32 or int64 {(len(x), 3)}: label, superpixel, image")
+            raise ValueError(f"{name} ids are {ids.dtype} {tuple(ids.shape)}; they must be int32 or int64 "
+                             f"{(len(x), 3)}: label, superpixel, image")
     if len(weights) != 3 or not all(0 <= w < float("inf") for w in weights):
-        raise ValueError(f"weights must be three numbers from 0: same superpixel, same image, other image; not {weights}")
+        raise ValueError("weights must be three numbers from 0: same superpixel, same image, other image; not "
+                         f"{weights}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     if own is None:
         return
     look = own.device.type == "cpu"
-    if own.shape != (len(anchors),) or own.dtype not in (torch.int32, torch.int64) or (look and ((own >= len(candidates)) | (own < -1)).any()):
-        raise ValueError(f"own must be int ({len(anchors)},) from -1 to {len(candidates) - 1}, not {own.dtype} {tuple(own.shape)}")
+    if own.shape != (len(anchors),) or own.dtype not in (torch.int32,
+                                                         torch.int64) or (look and ((own >= len(candidates))
+                                                                                    | (own < -1)).any()):
+        raise ValueError(f"own must be int ({len(anchors)},) from -1 to {len(candidates) - 1}, not {own.dtype} "
+                         f"{tuple(own.shape)}")
     if look and (anchor_ids[own >= 0] != candidate_ids[own[own >= 0]]).any():
         raise ValueError("own names a candidate whose ids are not those of its anchor; it must be the same pixel")
