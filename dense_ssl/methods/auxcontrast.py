@@ -203,7 +203,6 @@ class AuxTraining(AuxNetwork):
                       **collapse_signals(maps[0])} if signals else {}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Take the waiting frames into the bank and move the momentum branch."""
         while self.waiting:
             self.bank.push(*self.waiting.pop(0))
         if self.target is not None:

@@ -43,7 +43,6 @@ class Pyramid(Method):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Set the prototypes to unit length."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, object]]:

@@ -59,7 +59,6 @@ class DenseCL(Method):
                       **collapse_signals(dense1.mT[..., None])} if signals else {}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Take in the keys and move the momentum branch."""
         for queue in (self.queue, self.dense_queue):
             queue.push()
         momentum_update(self.target, nn.ModuleList([self.encoder, self.head, self.dense]), self.momentum)

@@ -276,17 +276,18 @@ LOSSES: dict[str, tuple[str, Callable[["Stages", Shared], tuple[Tensor, Tensor |
 class Stages(Method):
     """A `GeoNetwork`, a 3D network where points are wanted, and the losses by name of two stages; see `GeoSets`."""
 
-    def __init__(self, encoder: Encoder, losses: tuple[set[str], set[str]], stage_one: float, depth_weight: float,
-                 posed: bool, matches: int, voxel: float, channels: tuple[int, int, int, int], out: int,
-                 point_widths: tuple[int, ...], backend: str):
+    def __init__(self, encoder: Encoder, losses: tuple[set[str], set[str]], contrast: dict[str, Any],
+                 means: dict[str, Any], stage_one: float, depth_weight: float, posed: bool, matches: int, voxel: float,
+                 channels: tuple[int, int, int, int], out: int, point_widths: tuple[int, ...]):
         super().__init__()
-        self.losses, self.stage_one, self.depth_weight = losses, stage_one, depth_weight
+        self.losses, self.contrast, self.means = losses, contrast, means
+        self.stage_one, self.depth_weight = stage_one, depth_weight
         self.used, self.posed, self.matches, self.voxel = losses[0] | losses[1], posed, matches, voxel
         optional = ("depth",) * ("depth" in self.used) + ("regions",) * ("sets" in self.used)
         self.needs = ("depth", "K", "pose") if posed else optional
         wanted = {LOSSES[name][0] for name in self.used}
         self.network = GeoNetwork(encoder, channels, out, [h for h in ("pixel", "point", "depth") if h in wanted])
-        self.points = PointUNet(3, out, point_widths, backend) if "geo" in self.used else None
+        self.points = PointUNet(3, out, point_widths) if "geo" in self.used else None
         self.done, self.steps = Counter(0), Counter(1)
 
     @property
@@ -295,7 +296,6 @@ class Stages(Method):
         return 1 if self.done.value / self.steps.value < self.stage_one else 2
 
     def after_step(self, step: int, steps: int) -> None:
-        """Note how far the run has come."""
         self.done.value, self.steps.value = step + 1, steps
 
     def export(self) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -316,12 +316,7 @@ class Stages(Method):
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #shared-step
 class StageLosses(Stages):
-    """`Stages` with its loss; contrast: temperature and negatives; means: smallest, aggregate and most of `sets_loss`.
-    """
-
-    def __init__(self, encoder: Encoder, contrast: dict[str, Any], means: dict[str, Any], **options: Any):
-        super().__init__(encoder, **options)
-        self.contrast, self.means = contrast, means
+    """`Stages` with its loss."""
 
     def forward(self, first: View, second: View, matches: Matches | None = None, cloud: Cloud | None = None,
                 sets: Sets | None = None, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
@@ -343,6 +338,18 @@ class StageLosses(Stages):
                       **_watched(shared, {name: count for name, (_, count) in parts.items()}),
                       **collapse_signals(maps)} if signals else {}
 
+# %% ../../nbs/06_methods/04_geosets.ipynb #two-stages
+def _stages(first: set[str], second: set[str], stage_one: float, posed: bool) -> tuple[set[str], set[str]]:
+    "The losses of both stages, none of a stage without steps."
+    if (stage_one and not first) or (stage_one < 1 and not second):
+        raise ValueError(f"stage_one is {stage_one}, and a stage has no loss; needs view, geo or a depth_weight, or "
+                         "stage_one 0; and second, or stage_one 1")
+    losses = first if stage_one else set(), second if stage_one < 1 else set()
+    if not posed and "geo" in losses[0] | losses[1]:
+        raise ValueError("geo compares pixels with points of space, which two crops of one image do not have; set geo "
+                         "to false, or posed to true")
+    return losses
+
 # %% ../../nbs/06_methods/04_geosets.ipynb #geosets
 class GeoSets(StageLosses):
     """View, Geo and depth prediction (Pri3D), then set-InfoNCE alone (geometric-set paper Eq. 1-3, Sec. 3.3).
@@ -351,7 +358,7 @@ class GeoSets(StageLosses):
     these; then come the losses `second`, the paper's "sets" or, as in Table 10, "view", "geo" or both.
     posed: pairs of posed frames, or two crops of single images. matches: of a pair. voxel: metres. temperature,
     negatives, smallest (cells of a set in either view), aggregate: of the objectives. set_cells: most cells of a view
-    that enter the sets' means, drawn at random; None: all. channels, out, point_widths, backend: of the networks.
+    that enter the sets' means, drawn at random; None: all. channels, out, point_widths: of the networks.
     Raises: `ValueError` for another encoder, Geo without posed frames, no loss at all.
     """
 
@@ -360,7 +367,7 @@ class GeoSets(StageLosses):
                  temperature: float = 0.4, negatives: Literal["pair", "batch", "global"] = "pair", smallest: int = 1,
                  aggregate: Literal["mean", "point", "points"] = "mean", set_cells: int | None = None,
                  channels: tuple[int, int, int, int] = (256, 128, 64, 32), out: int = 64,
-                 point_widths: tuple[int, ...] = (32, 64, 128, 256), backend: Literal["torch", "spconv"] = "torch",
+                 point_widths: tuple[int, ...] = (32, 64, 128, 256),
                  second: tuple[Literal["view", "geo", "sets"], ...] = ("sets",)):
         counts = matches, smallest, out, 1 if set_cells is None else set_cells
         if not 0 <= stage_one <= 1 or depth_weight < 0 or not temperature > 0 or min(counts) < 1:
@@ -368,11 +375,11 @@ class GeoSets(StageLosses):
                              f"and set_cells >= 1, not {stage_one}, {depth_weight}, {temperature}, {matches}, "
                              f"{smallest}, {out} and {set_cells}")
         first = {name for name, wanted in (("view", view), ("geo", geo), ("depth", depth_weight)) if wanted}
-        super().__init__(encoder, {"temperature": temperature, "negatives": negatives},
-                         {"smallest": smallest, "aggregate": aggregate, "most": set_cells},
-                         losses=_stages(first, set(second), stage_one, posed), stage_one=stage_one,
+        super().__init__(encoder, _stages(first, set(second), stage_one, posed),
+                         {"temperature": temperature, "negatives": negatives},
+                         {"smallest": smallest, "aggregate": aggregate, "most": set_cells}, stage_one=stage_one,
                          depth_weight=depth_weight, posed=posed, matches=matches, channels=channels, out=out,
-                         point_widths=point_widths, backend=backend, voxel=voxel)
+                         point_widths=point_widths, voxel=voxel)
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #of-all
 def _resting(method: Stages, busy: Iterable[str]) -> Tensor:
@@ -407,18 +414,6 @@ def _watched(x: Shared, counts: dict[str, Tensor | int]) -> dict[str, float]:
         shares = {"sets": counts["sets"], "pairs_without_sets": counts["sets"] == 0, "cells_in_sets": x.sets.ids >= 0}
         watched |= {name: value.float().mean().item() for name, value in shares.items()}
     return watched
-
-# %% ../../nbs/06_methods/04_geosets.ipynb #two-stages
-def _stages(first: set[str], second: set[str], stage_one: float, posed: bool) -> tuple[set[str], set[str]]:
-    "The losses of both stages, none of a stage without steps."
-    if (stage_one and not first) or (stage_one < 1 and not second):
-        raise ValueError(f"stage_one is {stage_one}, and a stage has no loss; needs view, geo or a depth_weight, or "
-                         "stage_one 0; and second, or stage_one 1")
-    losses = first if stage_one else set(), second if stage_one < 1 else set()
-    if not posed and "geo" in losses[0] | losses[1]:
-        raise ValueError("geo compares pixels with points of space, which two crops of one image do not have; set geo "
-                         "to false, or posed to true")
-    return losses
 
 # %% ../../nbs/06_methods/04_geosets.ipynb #by-name
 METHODS: dict[str, tuple[type[Method], dict]] = {

@@ -114,7 +114,6 @@ class Cell(Branches):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Move the momentum branch, or set the prototypes to unit length."""
         super().after_step(step, steps)
         if self.prototypes is not None:
             self.prototypes.copy_(F.normalize(self.prototypes, dim=1))

@@ -49,7 +49,6 @@ class MoCo(Method):
         return loss, collapse_signals(queries[:, :, None, None]) if signals else {}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Take in the keys and move the momentum branch."""
         self.queue.push()
         momentum_update(self.target, nn.Sequential(self.encoder, self.head), self.momentum)
 

@@ -20,7 +20,7 @@ from ..models.encoders import Encoder
 from ..models.heads import Counter, collapse_signals
 from ..models.row_queue import RowQueue
 from ..models.semantic_fpn import SemanticFPN
-from ..objectives.auxiliary_contrast import gather_rows
+from ..objectives.rows import gather_rows
 
 # %% ../../nbs/06_methods/08_picie.ipynb #resample
 def resample(features: Tensor, seen: View, wanted: View) -> tuple[Tensor, Tensor]:

@@ -72,7 +72,6 @@ class SwAV(Method):
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Bring the prototypes back to unit length and take in the stored rows."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         self.steps.value = step + 1
         for queue in self.queues:

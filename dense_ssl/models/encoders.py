@@ -98,12 +98,13 @@ def build_encoder(name: str = "resnet18", output_stride: int | None = None,
     return Encoder(name, output_stride, weights)
 
 # %% ../../nbs/05_models/00_encoders.ipynb #load-weights
-def load_weights(module: nn.Module, path: str | Path) -> None:
-    """Load a .safetensors or .pth file into `module`, strictly (a classifier `fc.*` in the file is left out).
+def load_weights(module: nn.Module, path: str | Path, state: dict[str, Tensor] | None = None) -> None:
+    """Load a .safetensors or .pth file, or the `state` that was found in it, into `module`, strictly (a classifier
+    `fc.*` is left out).
 
     Raises: `ValueError` that names the file when it is absent, damaged, or of another architecture.
     """
-    state = read_weights(path)
+    state = read_weights(path) if state is None else state
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
     own = module.state_dict()
     wrong = [k for k in sorted(own.keys() | state.keys()) if k not in own or k not in state

@@ -152,11 +152,7 @@ def load_backbone(body: nn.Module, path: str | Path) -> None:
         raise ValueError(f"{path} holds {len(found)} ResNets ({', '.join(map(repr, found)) or 'no conv1.weight'}); "
                          "needed: one")
     state = {k.removeprefix(found[0]): v for k, v in state.items() if k.startswith(found[0])}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    try:
-        body.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds another architecture: {' '.join(str(error).split())[:200]}") from None
+    load_weights(body, path, state)
 
 # %% ../../nbs/05_models/05_extractors.ipynb #network
 SCALES = {"resnet": (1.0, 2.0, 4.0), "deeplab": (0.5, 0.75, 1.0, 1.5, 2.0)}

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .row_queue import overwrite
-from ..objectives.auxiliary_contrast import gather_rows
+from ..objectives.rows import gather_rows
 
 # %% ../../nbs/05_models/04_memory_bank.ipynb #draw-labelled
 def draw_labelled(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .heads import Counter
-from ..objectives.auxiliary_contrast import gather_rows
+from ..objectives.rows import gather_rows
 
 # %% ../../nbs/05_models/08_row_queue.ipynb #overwrite
 def overwrite(ring: Tensor, rows: Tensor, pushed: int | Tensor) -> None:

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .auxiliary_contrast import gather_rows
+from .rows import gather_rows
 from ..processes import place
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #places

@@ -183,18 +183,13 @@ def _check_pair(sample: Sample, wants_scene: bool) -> None:
     if wants_scene and sample.scene is None:
         raise ValueError(f"{sample.name} has no scene; pixel-to-point matches need its points")
 
-# %% ../../nbs/03_positives/04_geometric_sets.ipynb #drawn
-def _drawn(count: int, most: int, generator: Generator) -> Tensor:
-    "Which `most` of `count`."
-    return torch.randperm(count, generator=generator)[:most]
-
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #pair-matches
 def _pair_matches(first: _Posed, second: _Posed, most: int, tolerance: float, generator: Generator) -> Tensor:
     "At most so many pixels that both views show: int64 (n, 4)."
     if not most:
         return torch.empty(0, 4, dtype=torch.int64)
     found = match_pixels(*first.camera, *second.camera, tolerance)
-    found = found[_drawn(len(found), most, generator)]
+    found = found[torch.randperm(len(found), generator=generator)[:most]]
     return torch.cat([first.placed(found[:, :2]), second.placed(found[:, 2:])], 1)
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #pair-cloud
@@ -207,7 +202,7 @@ def _pair_cloud(scene: Scene, frames: tuple[_Posed, _Posed], most: int, toleranc
     for k, frame in enumerate(frames):
         index = shown_points(scene.points, *frame.camera, tolerance)
         at = (index >= 0).nonzero()
-        at = at[_drawn(len(at), most, generator)]
+        at = at[torch.randperm(len(at), generator=generator)[:most]]
         voxels.append(which[row[index[at[:, 0], at[:, 1]]]])
         pixels.append(F.pad(F.pad(frame.placed(at), (1, 0), value=k), (1, 0)))
     return Cloud(F.pad(coordinates, (1, 0)), colours, torch.cat(voxels), torch.cat(pixels), max(map(len, pixels)))
