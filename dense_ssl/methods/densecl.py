@@ -38,8 +38,8 @@ class DenseCL(Method):
         super().__init__()
         if not 0 <= weight <= 1:
             raise ValueError(f"weight is the dense loss's share and must be from 0 to 1, not {weight}")
-        self.encoder, self.temperature, self.momentum, self.weight, self.grid = (encoder, temperature, momentum, weight,
-                                                                                 grid)
+        self.encoder, self.temperature, self.momentum = encoder, temperature, momentum
+        self.weight, self.grid = weight, grid
         self.head = GlobalHead(encoder.channels, hidden, out)
         self.dense = nn.Sequential(nn.Conv2d(encoder.channels, hidden, 1), nn.ReLU(inplace=True),
                                    nn.Conv2d(hidden, out, 1))
