@@ -23,7 +23,6 @@ EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "det
 NOT_NEEDED = {"jupyterlab", "notebook", "jupyter-server", "ipykernel", "ipywidgets", "ipython", "nbdev", "nbclient", "nbconvert", "papermill",
               "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
 EXPLORERS = {"widgets", "explorer", "region_explorer", "scene_explorer", "label_explorer", "run_explorer", "pca_explorer"}  # of dense_ssl.viz
-OPTIONAL = {"spconv"}  # no extra: its name depends on the CUDA version
 
 LIGHT = """
 import importlib, pkgutil, sys
@@ -178,7 +177,7 @@ def test_what_is_imported_is_declared(wheel):
         nodes = list(ast.walk(ast.parse(file.read_text(encoding="utf-8"))))
         names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
-        for name in {n.split(".")[0] for n in names} - sys.stdlib_module_names - OPTIONAL - {"dense_ssl"}:
+        for name in {n.split(".")[0] for n in names} - sys.stdlib_module_names - {"dense_ssl"}:
             assert {canonicalize_name(owner) for owner in owners.get(name, ())} & declared, f"{file} imports {name}, which no requirement names"
 
 

@@ -64,15 +64,16 @@ def method_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
         found = f"option {'.'.join(map(str, first['loc']))!r}: {first['msg']}, not {first['input']!r}"
         raise ValueError(f"method {name}: {found}") from None
 
-
+# %% ../../nbs/06_methods/09_catalog.ipynb #build-method
 def build_method(name: str, encoder: Encoder, **options: Any) -> Method | None:
     """The method around `encoder`; None for "scratch". Raises: `ValueError`, see `method_options`."""
     resolved = method_options(name, options)
     return None if name == "scratch" else find_method(name)[0](encoder, **resolved)
 
-
+# %% ../../nbs/06_methods/09_catalog.ipynb #load-method
 def load_method(folder: str | Path) -> Method:
-    """What a finished run trained beside the encoder, with it: `embed`, and `prototypes`, `fpn` or `decoder` where it has them.
+    """What a finished run trained beside the encoder, with it: `embed`, and `prototypes`, `fpn` or `decoder` where it
+    has them.
 
     Raises: `ValueError` that names the file which is absent, damaged, of an unknown method, or does not fit.
     """

@@ -18,6 +18,13 @@ from ..models.heads import collapse_signals, momentum_copy, momentum_update
 from ..models.row_queue import RowQueue
 from ..objectives.instance_contrast import dense_info_nce, info_nce
 
+# %% ../../nbs/06_methods/06_densecl.ipynb #branch
+def _branch(image: Tensor, grid: int, encoder: nn.Module, head: nn.Module, dense: nn.Module) -> tuple[Tensor, ...]:
+    "Embedding (B, out), cells of the backbone (B, S x S, channels) and of the dense head (B, S x S, out)."
+    x = encoder(image)
+    cells = F.adaptive_avg_pool2d(x, [min(grid, side) for side in x.shape[-2:]])
+    return head(x), cells.flatten(2).mT, dense(cells).flatten(2).mT
+
 # %% ../../nbs/06_methods/06_densecl.ipynb #densecl-2
 class DenseCL(Method):
     """DenseCL: MoCo-v2's loss, and InfoNCE of every cell with its best match by backbone features.
@@ -26,42 +33,34 @@ class DenseCL(Method):
     Other options as for `MoCo`. Raises: `ValueError` for a weight out of range.
     """
 
-    def __init__(self, encoder: Encoder, temperature: float = 0.2, weight: float = 0.5, grid: int = 7, queue: int = 65536,
-                 hidden: int = 2048, out: int = 128, momentum: float = 0.999):
+    def __init__(self, encoder: Encoder, temperature: float = 0.2, weight: float = 0.5, grid: int = 7,
+                 queue: int = 65536, hidden: int = 2048, out: int = 128, momentum: float = 0.999):
         super().__init__()
         if not 0 <= weight <= 1:
             raise ValueError(f"weight is the dense loss's share and must be from 0 to 1, not {weight}")
-        self.temperature, self.weight, self.grid, self.momentum = temperature, weight, grid, momentum
-        self.encoder = encoder
+        self.encoder, self.temperature, self.momentum = encoder, temperature, momentum
+        self.weight, self.grid = weight, grid
         self.head = GlobalHead(encoder.channels, hidden, out)
-        self.dense = nn.Sequential(nn.Conv2d(encoder.channels, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1))
+        self.dense = nn.Sequential(nn.Conv2d(encoder.channels, hidden, 1), nn.ReLU(inplace=True),
+                                   nn.Conv2d(hidden, out, 1))
         self.target = momentum_copy(nn.ModuleList([encoder, self.head, self.dense]))
         self.queue, self.dense_queue = RowQueue(queue, out), RowQueue(queue, out)
 
-    def _branch(self, image: Tensor, encoder: nn.Module, head: nn.Module, dense: nn.Module) -> tuple[Tensor, Tensor, Tensor]:
-        "Embedding (B, out), cells of the backbone (B, S x S, channels) and of the dense head (B, S x S, out)."
-        x = encoder(image)
-        cells = F.adaptive_avg_pool2d(x, [min(self.grid, side) for side in x.shape[-2:]])
-        return head(x), cells.flatten(2).mT, dense(cells).flatten(2).mT
-
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of view pairs and, where asked for, what to watch while training."""
-        queries, cells1, dense1 = self._branch(first.image, self.encoder, self.head, self.dense)
+        queries, cells1, dense1 = _branch(first.image, self.grid, self.encoder, self.head, self.dense)
         with torch.no_grad():
-            keys, cells2, dense2 = self._branch(second.image, *self.target)
+            keys, cells2, dense2 = _branch(second.image, self.grid, *self.target)
         whole = info_nce(queries, keys, self.queue.rows, self.temperature)
         dense = dense_info_nce(dense1, dense2, cells1, cells2, self.dense_queue.rows, self.temperature)
         self.queue.wait(F.normalize(keys, dim=1))
         self.dense_queue.wait(F.normalize(dense2.mean(1), dim=1))
         loss = (1 - self.weight) * whole + self.weight * dense
-        if not signals:
-            return loss, {}
-        return loss, {"loss_global": whole.item(), "loss_dense": dense.item(), **collapse_signals(dense1.mT[..., None])}
+        return loss, {"loss_global": whole.item(), "loss_dense": dense.item(),
+                      **collapse_signals(dense1.mT[..., None])} if signals else {}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Take in the keys and move the momentum branch; to be called after every optimizer step."""
-        self.queue.push()
-        self.dense_queue.push()
+        for queue in (self.queue, self.dense_queue):
+            queue.push()
         momentum_update(self.target, nn.ModuleList([self.encoder, self.head, self.dense]), self.momentum)
 
 # %% ../../nbs/06_methods/06_densecl.ipynb #methods

@@ -25,7 +25,9 @@ class Method(nn.Module):
     needs: tuple[str, ...] = ()
 
     def inputs(self, crop: int | tuple[int, int], scale: tuple[float, float]) -> Make:
-        """What makes `forward`'s inputs from samples: by default two views of `crop` pixels, each `scale` of an image's area."""
+        """What makes `forward`'s inputs from samples: by default two views of `crop` pixels, each `scale` of an image's
+        area.
+        """
         return PairViews(crop, scale)
 
     def forward(self, *inputs: Any, signals: bool = False) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -53,30 +55,36 @@ def save_method(method: Method, folder: str | Path) -> None:
             save_file({k: v.detach().cpu().contiguous() for k, v in parts.items()}, path)
         write_json(Path(folder) / "method.json", facts)
 
-
+# %% ../../nbs/06_methods/00_method.ipynb #restore-method
 def restore_method(folder: str | Path, find: Callable[[str], type[Method]]) -> Method:
     """The network of a finished run in `folder`, for evaluation. find: from a method's name to its class.
 
     Raises: `ValueError` that names the file which is absent, damaged, or does not fit.
     """
-    facts, path = read_json(Path(folder) / "method.json"), Path(folder) / "method.safetensors"
+    file, path = Path(folder) / "method.json", Path(folder) / "method.safetensors"
+    facts = read_json(file)
     cls = find(facts.pop("method", None))
     try:
         model = cls.restore(load_encoder(folder), facts)
     except (KeyError, TypeError) as error:
-        raise ValueError(f"{Path(folder) / 'method.json'} does not say what {cls.__name__} is built with: {error}") from None
-    own, parts = model.export()[0], read_weights(path)
+        raise ValueError(f"{file} does not say what {cls.__name__} is built with: {error}") from None
+    _fill(model.export()[0], read_weights(path), path)
+    return model.eval()
+
+# %% ../../nbs/06_methods/00_method.ipynb #fill
+@torch.no_grad()
+def _fill(own: dict[str, Tensor], parts: dict[str, Tensor], path: Path) -> None:
+    "Copy the parts that `path` held into the network's own tensors, which `export` gave."
     wrong = [k for k in sorted(own.keys() | parts.keys())
              if k not in own or k not in parts or own[k].shape != parts[k].shape]
     if wrong:
         raise ValueError(f"{path} does not fit its method.json: {len(wrong)} entries differ, such as {wrong[0]!r}")
-    with torch.no_grad():
-        for name, tensor in own.items():
-            tensor.copy_(parts[name])  # `export` gives the network's own tensors
-    return model.eval()
+    for name, tensor in own.items():
+        tensor.copy_(parts[name])
 
 # %% ../../nbs/06_methods/00_method.ipynb #try-method
-def _steps(method: Method, batches: Callable[[int], tuple], steps: range, lr: float, still: bool = False) -> list[float]:
+def _steps(method: Method, batches: Callable[[int], tuple], steps: range, lr: float,
+           still: bool = False) -> list[float]:
     "Losses of a short training; still: always the same batch, and nothing but weights moves."
     weights = [p for p in method.parameters() if p.requires_grad]
     optimizer, losses = torch.optim.AdamW(weights, lr), []
@@ -91,13 +99,14 @@ def _steps(method: Method, batches: Callable[[int], tuple], steps: range, lr: fl
             method.after_step(step, 100)
     return losses
 
-
-def try_method(make: Callable[[], Method], batches: Callable[[int], tuple], below: float, frozen: tuple[str, ...] = ("target",),
-               steps: int = 15, lr: float = 1e-3) -> tuple[list[float], list[float]]:
+# %% ../../nbs/06_methods/00_method.ipynb #ask-three-questions
+def try_method(make: Callable[[], Method], batches: Callable[[int], tuple], below: float,
+               frozen: tuple[str, ...] = ("target",), steps: int = 15,
+               lr: float = 1e-3) -> tuple[list[float], list[float]]:
     """The three questions, of the method that `make` builds: losses of `steps` ordinary steps, and of 30 on one batch.
 
-    batches: from a step's number to its inputs. below: what the loss on one batch must come under. frozen: beginnings of the names of
-    parameters that get no gradient. Raises: `AssertionError` that says what does not hold.
+    batches: from a step's number to its inputs. below: what the loss on one batch must come under. frozen: beginnings
+    of the names of parameters that get no gradient. Raises: `AssertionError` that says what does not hold.
     """
     torch.manual_seed(0)
     method = make()

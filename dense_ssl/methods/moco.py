@@ -22,26 +22,25 @@ class GlobalHead(nn.Sequential):
     """Mean over the map, then a linear layer, ReLU, a linear layer: (B, channels, h, w) to (B, out) (MoCo-v2)."""
 
     def __init__(self, channels: int, hidden: int = 2048, out: int = 128):
-        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, out))
+        super().__init__(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(channels, hidden), nn.ReLU(inplace=True),
+                         nn.Linear(hidden, out))
 
-
+# %% ../../nbs/06_methods/05_moco.ipynb #moco-class
 class MoCo(Method):
     """MoCo-v2: each image's two views against a queue of other images (MoCo Eq. 1).
 
     queue: number of keys. hidden, out: widths of the head. momentum: of the key branch, constant.
     """
 
-    def __init__(self, encoder: Encoder, temperature: float = 0.2, queue: int = 65536, hidden: int = 2048, out: int = 128,
-                 momentum: float = 0.999):
+    def __init__(self, encoder: Encoder, temperature: float = 0.2, queue: int = 65536, hidden: int = 2048,
+                 out: int = 128, momentum: float = 0.999):
         super().__init__()
-        self.temperature, self.momentum = temperature, momentum
-        self.encoder = encoder
+        self.encoder, self.temperature, self.momentum = encoder, temperature, momentum
         self.head = GlobalHead(encoder.channels, hidden, out)
         self.target = momentum_copy(nn.Sequential(encoder, self.head))
         self.queue = RowQueue(queue, out)
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of view pairs and, where asked for, what to watch while training."""
         queries = self.head(self.encoder(first.image))
         with torch.no_grad():
             keys = F.normalize(self.target(second.image), dim=1)
@@ -50,7 +49,6 @@ class MoCo(Method):
         return loss, collapse_signals(queries[:, :, None, None]) if signals else {}
 
     def after_step(self, step: int, steps: int) -> None:
-        """Take in the keys and move the momentum branch; to be called after every optimizer step."""
         self.queue.push()
         momentum_update(self.target, nn.Sequential(self.encoder, self.head), self.momentum)
 

@@ -19,19 +19,29 @@ from ..objectives.prototypes import prototype_signals, sinkhorn
 from ..processes import place
 
 # %% ../../nbs/06_methods/07_swav.ipynb #swap-loss
-def swap_loss(z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3,
-              stored: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def swap_loss(z1: Tensor, z2: Tensor, prototypes: Tensor, temperature: float = 0.1, epsilon: float = 0.05,
+              iterations: int = 3, stored: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """SwAV's swapped prediction (Eq. 2), mean over images; a scalar.
 
-    z1, z2: matched unit vectors (N, C). prototypes: unit vectors (K, C). stored: more rows (M, C) of either view, for the codes only.
+    z1, z2: matched unit vectors (N, C). prototypes: unit vectors (K, C). stored: more rows (M, C) of either view, for
+    the codes only.
     """
     with torch.autocast(z1.device.type, enabled=False):
         scores = [z.to(prototypes.dtype) @ prototypes.mT for z in (z1, z2)]
         with torch.no_grad():
             more = [s @ prototypes.mT for s in stored] if stored else [s[:0] for s in scores]
-            codes = [sinkhorn(torch.cat([m, s]), epsilon, iterations)[len(m):] for m, s in zip(more, scores, strict=True)]
+            codes = [sinkhorn(torch.cat([m, s]), epsilon, iterations)[len(m):]
+                     for m, s in zip(more, scores, strict=True)]
         log1, log2 = (F.log_softmax(s / temperature, dim=1) for s in scores)
         return -((codes[0] * log2).sum(1) + (codes[1] * log1).sum(1)).mean() / 2
+
+# %% ../../nbs/06_methods/07_swav.ipynb #stored
+def _stored(queues: nn.ModuleList) -> tuple[Tensor, Tensor] | None:
+    "This process's share of the queues, once they are full."
+    if not queues or len(queues[0].filled()) < len(queues[0].rows):
+        return None
+    rank, world = place()
+    return tuple(q.rows[rank::world] for q in queues)
 
 # %% ../../nbs/06_methods/07_swav.ipynb #swav-2
 class SwAV(Method):
@@ -41,41 +51,30 @@ class SwAV(Method):
     freeze: steps in which prototypes do not move. hidden, out: widths of the projection head.
     """
 
-    def __init__(self, encoder: Encoder, prototypes: int = 3000, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3,
-                 queue: int = 0, freeze: int = 313, hidden: int = 2048, out: int = 128):
+    def __init__(self, encoder: Encoder, prototypes: int = 3000, temperature: float = 0.1, epsilon: float = 0.05,
+                 iterations: int = 3, queue: int = 0, freeze: int = 313, hidden: int = 2048, out: int = 128):
         super().__init__()
-        self.temperature, self.epsilon, self.iterations, self.freeze = temperature, epsilon, iterations, freeze
-        self.encoder = encoder
+        self.encoder, self.objective, self.freeze = encoder, (temperature, epsilon, iterations), freeze
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), PixelProjector(encoder.channels, hidden, out), nn.Flatten())
         self.prototypes = nn.Parameter(F.normalize(torch.randn(prototypes, out), dim=1))
-        self.queues = nn.ModuleList(RowQueue(queue, out) for _ in range(2)) if queue else None
+        self.queues = nn.ModuleList(RowQueue(queue, out) for _ in range(2 if queue else 0))
         self.steps = Counter()
 
-    def _stored(self) -> tuple[Tensor, Tensor] | None:
-        "This process's share of the queues, once they are full."
-        if self.queues is None or len(self.queues[0].filled()) < len(self.queues[0].rows):
-            return None
-        rank, world = place()
-        return tuple(q.rows[rank::world] for q in self.queues)
-
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch of view pairs and, where asked for, what to watch while training."""
         z1, z2 = (F.normalize(self.head(self.encoder(v.image)), dim=1) for v in (first, second))
         c = self.prototypes
         if self.steps.value < self.freeze:  # a gradient of 0, not none: several processes wait for one
             c = c.detach() + 0 * c
-        loss = swap_loss(z1, z2, c, self.temperature, self.epsilon, self.iterations, self._stored())
-        if self.queues is not None:
-            for queue, z in zip(self.queues, (z1, z2), strict=True):
-                queue.wait(z)
+        loss = swap_loss(z1, z2, c, *self.objective, _stored(self.queues))
+        for queue, z in zip(self.queues, (z1, z2), strict=False):
+            queue.wait(z)
         return loss, {**prototype_signals(z1, c, loss), **collapse_signals(z1[:, :, None, None])} if signals else {}
 
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
-        """Bring the prototypes back to unit length and take in the stored rows; to be called after every optimizer step."""
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         self.steps.value = step + 1
-        for queue in self.queues or ():
+        for queue in self.queues:
             queue.push()
 
 # %% ../../nbs/06_methods/07_swav.ipynb #methods

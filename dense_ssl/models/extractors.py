@@ -21,29 +21,33 @@ from .encoders import Encoder, load_encoder, load_weights, read_weights
 
 # %% ../../nbs/05_models/05_extractors.ipynb #feature-map
 def feature_map(network: nn.Module, images: Tensor) -> Tensor:
-    """`network(images)`, float (B, C, h, w). Raises: `ValueError` when the network gives anything else, such as class scores."""
+    """`network(images)`, float (B, C, h, w). Raises: `ValueError` when the network gives anything else, such as class
+    scores.
+    """
     out = network(images)
     if not isinstance(out, Tensor) or out.ndim != 4 or len(out) != len(images):
         found = f"a tensor {tuple(out.shape)}" if isinstance(out, Tensor) else f"a {type(out).__name__}"
-        raise ValueError(f"{type(network).__name__} gave {found} for images {tuple(images.shape)}; an extractor needs a network that "
-                         "gives a feature map (B, C, h, w)")
+        raise ValueError(f"{type(network).__name__} gave {found} for images {tuple(images.shape)}; an extractor needs "
+                         "a network that gives a feature map (B, C, h, w)")
     return out.float()
 
 # %% ../../nbs/05_models/05_extractors.ipynb #extractor
 class Extractor(nn.Module):
-    """Normalised images (B, 3, H, W) -> unit-length features float32 (B, C, H / stride, W / stride), rounded up; no gradient.
+    """Normalised images (B, 3, H, W) to unit vectors float32 (B, C, H / stride, W / stride), rounded up; no gradient.
 
-    network: the same images to a feature map; it is put into evaluation mode for good. scales: factors by which the images
-    are resized; C is their number times the network's channels. multiple: resized sides are rounded to a multiple of it (a transformer's
-    patch). settings: the arguments of `build_extractor` that give this extractor again, None when there are none.
+    network: the same images to a feature map; it is put into evaluation mode for good. scales: factors by which the
+    images are resized; C is their number times the network's channels. multiple: resized sides are rounded to a
+    multiple of it (a transformer's patch). settings: `build_extractor`'s arguments that give this extractor, if any.
     Raises: `ValueError` for no or negative scales, other images, a network without a feature map.
     """
 
-    def __init__(self, network: nn.Module, scales: Sequence[float] = (1, 2, 4), stride: int = 8, multiple: int = 1, settings: dict | None = None):
+    def __init__(self, network: nn.Module, scales: Sequence[float] = (1, 2, 4), stride: int = 8, multiple: int = 1,
+                 settings: dict | None = None):
         super().__init__()
         if not scales or min(scales) <= 0 or stride < 1:
-            raise ValueError(f"scales are {list(scales)} and stride {stride}; needed: at least one positive scale, a stride of at least 1")
-        self.network, self.scales, self.stride, self.multiple, self.settings = network, tuple(map(float, scales)), stride, multiple, settings
+            raise ValueError(f"scales are {list(scales)} and stride {stride}; needed: positive scales, stride >= 1")
+        self.network, self.settings = network, settings
+        self.scales, self.stride, self.multiple = tuple(map(float, scales)), stride, multiple
         self.eval()
 
     def train(self, mode: bool = True) -> "Extractor":
@@ -53,7 +57,7 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; an extractor needs normalised floats (B, 3, H, W)")
+            raise ValueError(f"images are {images.dtype} {tuple(images.shape)}; needed: normalised floats (B, 3, H, W)")
         (height, width), m = images.shape[-2:], self.multiple
         size, maps = (-(-height // self.stride), -(-width // self.stride)), []
         for scale in self.scales:
@@ -73,8 +77,9 @@ class Extractor(nn.Module):
 class DeepLabFeatures(nn.Module):
     """A trained DeepLabV3 without its end: normalised images (B, 3, H, W) -> float (B, C, h, w).
 
-    model: torchvision's or segmentation-models-pytorch's DeepLabV3, or a module that holds the latter as `.model`. layer: "aspp", the input
-    of the penultimate layer (the paper's words), or "penultimate", the input of the last. Raises: `ValueError` for another model or layer.
+    model: torchvision's or segmentation-models-pytorch's DeepLabV3, or a module that holds the latter as `.model`.
+    layer: "aspp", the input of the penultimate layer (the paper's words), or "penultimate", the input of the last.
+    Raises: `ValueError` for another model or layer.
     """
 
     def __init__(self, model: nn.Module, layer: str = "aspp"):
@@ -89,7 +94,8 @@ class DeepLabFeatures(nn.Module):
         elif isinstance(model, DeepLabV3):
             self.encoder, head = model.encoder, list(model.decoder.children())
         else:
-            raise ValueError(f"{type(model).__name__} is neither torchvision's nor segmentation-models-pytorch's DeepLabV3")
+            raise ValueError(f"{type(model).__name__} is neither torchvision's nor segmentation-models-pytorch's "
+                             "DeepLabV3")
         self.head = nn.Sequential(*(head[:1] if layer == "aspp" else head))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -100,11 +106,8 @@ class DeepLabFeatures(nn.Module):
 def load_deeplab(folder: str | Path, encoder: str | Path | None = None) -> nn.Module:
     """The segmentation-models-pytorch DeepLabV3 that `train_segmentation` left in `folder`.
 
-    encoder: the folder of the encoder (`encoder.json`), needed only where it was frozen. Raises: `ValueError` that names the file when it
-    is missing or damaged, of another decoder, or without an encoder.
+    encoder: its folder, needed where it was frozen. Raises: `ValueError` naming the file that is not as it should be.
     """
-    from segmentation_models_pytorch import DeepLabV3
-
     file, weights = Path(folder) / "result.json", Path(folder) / "weights.safetensors"
     settings = read_json(file).get("settings", {})
     if settings.get("decoder") != "deeplabv3":
@@ -114,36 +117,42 @@ def load_deeplab(folder: str | Path, encoder: str | Path | None = None) -> nn.Mo
         if encoder is None:
             raise ValueError(f"{weights} has no encoder, for it was frozen; give the folder of that encoder")
         state |= {f"encoder.{k}": v for k, v in load_encoder(encoder).body.state_dict().items()}
-    blocks, deep = len({k.split(".")[2] for k in state if k.startswith("encoder.layer3.")}), "encoder.layer1.0.conv3.weight" in state
+    return _deeplab(state, settings, f"{weights} and {file}")
+
+# %% ../../nbs/05_models/05_extractors.ipynb #deeplab
+def _deeplab(state: dict[str, Tensor], settings: dict, files: str) -> nn.Module:
+    "The model of a state and settings; ValueError that names the `files` where they do not fit together."
+    from segmentation_models_pytorch import DeepLabV3
+    blocks, deep = (len({k.split(".")[2] for k in state if k.startswith("encoder.layer3.")}),
+                    "encoder.layer1.0.conv3.weight" in state)
     names = {(2, False): "resnet18", (6, False): "resnet34", (6, True): "resnet50"}
     try:
-        model = DeepLabV3(names[blocks, deep], encoder_weights=None, classes=len(state["segmentation_head.0.weight"]), upsampling=1,
-                          encoder_output_stride=settings["output_stride"], decoder_channels=settings["decoder_channels"],
-                          decoder_atrous_rates=settings["atrous_rates"])
+        model = DeepLabV3(names[blocks, deep], encoder_weights=None, classes=len(state["segmentation_head.0.weight"]),
+                          upsampling=1, encoder_output_stride=settings["output_stride"],
+                          decoder_channels=settings["decoder_channels"], decoder_atrous_rates=settings["atrous_rates"])
         model.load_state_dict(state, strict=True)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{weights} and {file} do not fit together: {' '.join(str(error).split())[:160]}") from None
+        raise ValueError(f"{files} do not fit together: {' '.join(str(error).split())[:160]}") from None
     return model.eval()
 
 # %% ../../nbs/05_models/05_extractors.ipynb #load-backbone
 def load_backbone(body: nn.Module, path: str | Path) -> None:
-    """Load a ResNet's weights from a file of any self-supervised training into `body`, strictly but for the head (`fc`).
+    """Load a ResNet's weights from a file of any self-supervised training into `body`, strictly but for the head
+    (`fc`).
 
-    The file: .safetensors or torch, the weights at the top or under "state_dict" or "model", under any one prefix; of several backbones the
-    one under "encoder_q.". Raises: `ValueError` that names the file: none, several, or another architecture.
+    The file: .safetensors or torch, the weights at the top or under "state_dict" or "model", under any one prefix; of
+    several backbones the one under "encoder_q.". Raises: `ValueError` that names the file: none, several, or another
+    architecture.
     """
     state = read_weights(path)
     state = next((state[k] for k in ("state_dict", "model") if isinstance(state.get(k), dict)), state)
     found = [k.removesuffix("conv1.weight") for k in state if k.endswith("conv1.weight") and "layer" not in k]
     found = [p for p in found if p.endswith("encoder_q.")] or found
     if len(found) != 1:
-        raise ValueError(f"{path} holds {len(found)} ResNets ({', '.join(map(repr, found)) or 'no conv1.weight'}); needed: one")
+        raise ValueError(f"{path} holds {len(found)} ResNets ({', '.join(map(repr, found)) or 'no conv1.weight'}); "
+                         "needed: one")
     state = {k.removeprefix(found[0]): v for k, v in state.items() if k.startswith(found[0])}
-    state = {k: v for k, v in state.items() if not k.startswith("fc.")}
-    try:
-        body.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise ValueError(f"{path} holds another architecture: {' '.join(str(error).split())[:200]}") from None
+    load_weights(body, path, state)
 
 # %% ../../nbs/05_models/05_extractors.ipynb #network
 SCALES = {"resnet": (1.0, 2.0, 4.0), "deeplab": (0.5, 0.75, 1.0, 1.5, 2.0)}
@@ -159,49 +168,61 @@ def _network(source: str, weights: str | None, encoder: str | None, layer: str) 
     if folder == "result.json":
         return DeepLabFeatures(load_deeplab(source, encoder), layer), "deeplab"
     if "/" in source and not source.startswith("timm/"):
-        raise ValueError(f"{source} holds neither encoder.json (a pre-trained encoder) nor result.json (a trained DeepLabV3)")
+        raise ValueError(f"{source} holds neither encoder.json (a pre-trained encoder) nor result.json (a trained "
+                         "DeepLabV3)")
     local = weights is not None and Path(weights).suffix in (".safetensors", ".pth", ".pt", ".tar")
     if not local:
         _check_published(source, weights)
     if source.startswith("deeplabv3_"):
         return DeepLabFeatures(_torchvision_deeplab(source, weights, local), layer), "deeplab"
-    network = Encoder(source, weights=None if local else weights)
+    return _encoder(source, weights, local), "resnet"
+
+# %% ../../nbs/05_models/05_extractors.ipynb #encoder
+def _encoder(name: str, weights: str | None, local: bool) -> Encoder:
+    "A torchvision or timm encoder, with its published weights, those of a file, or none."
+    network = Encoder(name, weights=None if local else weights)
     if local:
         (load_backbone if "conv1.weight" in network.body.state_dict() else load_weights)(network.body, weights)
-    return network, "resnet"
+    return network
 
-
+# %% ../../nbs/05_models/05_extractors.ipynb #check-published
 def _check_published(source: str, weights: str | None) -> None:
     "ValueError unless the library has published weights of that name."
     if source.startswith("timm/"):
         known = ["pretrained"]
     else:
-        known = [] if source not in torchvision.models.list_models() else [w.name for w in torchvision.models.get_model_weights(source)]
+        known = ([] if source not in torchvision.models.list_models()
+                 else [w.name for w in torchvision.models.get_model_weights(source)])
     if weights is not None and known and weights not in known:
-        raise ValueError(f"weights is {weights!r}; for {source} there are {', '.join(known)}, or a file (.safetensors, .pth, .pt, .tar)")
+        raise ValueError(f"weights is {weights!r}; for {source} there are {', '.join(known)}, or a file (.safetensors, "
+                         ".pth, .pt, .tar)")
 
-
+# %% ../../nbs/05_models/05_extractors.ipynb #torchvision-deeplab
 def _torchvision_deeplab(name: str, weights: str | None, local: bool) -> nn.Module:
     "torchvision's DeepLabV3, with its published weights, those of a file, or none."
     if not local:
         return torchvision.models.get_model(name, weights=weights, weights_backbone=None)
     state = read_weights(weights)
     try:
-        model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=len(state["classifier.4.weight"]),
+        model = torchvision.models.get_model(name, weights=None, weights_backbone=None,
+                                             num_classes=len(state["classifier.4.weight"]),
                                              aux_loss=any(k.startswith("aux_") for k in state))
         model.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{weights} does not hold torchvision's {name}: {' '.join(str(error).split())[:160]}") from None
+        found = " ".join(str(error).split())[:160]
+        raise ValueError(f"{weights} does not hold torchvision's {name}: {found}") from None
     return model
 
 # %% ../../nbs/05_models/05_extractors.ipynb #build-extractor
-def build_extractor(source: str | Path, weights: str | Path | None = None, encoder: str | Path | None = None, layer: str = "aspp",
-                    scales: Sequence[float] | None = None, stride: int = 8, seed: int = 0) -> Extractor:
+def build_extractor(source: str | Path, weights: str | Path | None = None, encoder: str | Path | None = None,
+                    layer: str = "aspp", scales: Sequence[float] | None = None, stride: int = 8,
+                    seed: int = 0) -> Extractor:
     """An extractor by plain values, which it keeps as `settings`.
 
-    source: a torchvision ResNet ("resnet50"), "timm/NAME", torchvision's "deeplabv3_resnet50" (and its kin), the folder of an encoder that
-    this project pre-trained, or the folder of `train_segmentation`. weights: published weights by name, or a file; None: random, by
-    seed (folders bring their own). encoder: see `load_deeplab`. layer: see `DeepLabFeatures`. scales: None = `SCALES`.
+    source: a torchvision ResNet ("resnet50"), "timm/NAME", torchvision's "deeplabv3_resnet50" (and its kin), the folder
+    of an encoder that this project pre-trained, or the folder of `train_segmentation`. weights: published weights by
+    name, or a file; None: random, by seed (folders bring their own). encoder: see `load_deeplab`. layer: see
+    `DeepLabFeatures`. scales: None = `SCALES`.
     Raises: `ValueError` for a name, folder or file that is none of these, or weights that do not fit.
     """
     source, weights, encoder = (None if v is None else str(v) for v in (source, weights, encoder))
@@ -211,5 +232,6 @@ def build_extractor(source: str | Path, weights: str | Path | None = None, encod
     scales = [float(s) for s in scales or SCALES[family]]
     # timm's transformers take only sides that their patch divides
     multiple = network.stride if hasattr(getattr(network, "body", None), "patch_embed") else 1
-    settings = {"source": source, "weights": weights, "encoder": encoder, "layer": layer, "scales": scales, "stride": stride, "seed": seed}
+    settings = {"source": source, "weights": weights, "encoder": encoder, "layer": layer, "scales": scales,
+                "stride": stride, "seed": seed}
     return Extractor(network, scales, stride, multiple, settings)

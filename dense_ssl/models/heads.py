@@ -17,27 +17,31 @@ class PixelProjector(nn.Sequential):
     """1x1 convolution, batch norm, ReLU, 1x1 convolution: (B, channels, h, w) to (B, out, h, w)."""
 
     def __init__(self, channels: int, hidden: int = 4096, out: int = 256):
-        super().__init__(nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True), nn.Conv2d(hidden, out, 1))
+        super().__init__(nn.Conv2d(channels, hidden, 1), nn.BatchNorm2d(hidden), nn.ReLU(inplace=True),
+                         nn.Conv2d(hidden, out, 1))
 
 # %% ../../nbs/05_models/01_heads.ipynb #momentum-copy
 def momentum_copy(module: nn.Module) -> nn.Module:
     """A copy of `module` with the same values, whose parameters get no gradient."""
     return copy.deepcopy(module).requires_grad_(False)
 
-
+# %% ../../nbs/05_models/01_heads.ipynb #momentum-at
 def momentum_at(step: int, steps: int, base: float = 0.99) -> float:
     """The momentum after `step` of `steps`: `base` at the start, 1 at the end, a cosine between (BYOL, PixPro)."""
     return 1 - (1 - base) * (math.cos(math.pi * min(step / max(steps, 1), 1)) + 1) / 2
 
-
+# %% ../../nbs/05_models/01_heads.ipynb #momentum-update
 @torch.no_grad()
 def momentum_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
-    """Move the parameters of `target` towards those of `source`: target = momentum * target + (1 - momentum) * source."""
+    """Move the parameters of `target` towards those of `source`: target = momentum * target + (1 - momentum) * source.
+    """
     torch._foreach_lerp_(list(target.parameters()), list(source.parameters()), 1 - momentum)
 
 # %% ../../nbs/05_models/01_heads.ipynb #counter
 class Counter(nn.Module):
-    """A whole number that a checkpoint keeps and that the host knows: reading it does not wait for a GPU, as reading a buffer would."""
+    """A whole number that a checkpoint keeps and that the host knows: reading it does not wait for a GPU, as reading a
+    buffer would.
+    """
 
     def __init__(self, value: int = 0):
         super().__init__()
@@ -52,7 +56,9 @@ class Counter(nn.Module):
 # %% ../../nbs/05_models/01_heads.ipynb #collapse-signals-2
 @torch.no_grad()
 def collapse_signals(features: Tensor, most: int = 512) -> dict[str, float]:
-    """`spread` (0 collapsed, about 1 isotropic) and `effective_rank` of features (B, C, h, w), on at most `most` pixels."""
+    """`spread` (0 collapsed, about 1 isotropic) and `effective_rank` of features (B, C, h, w), on at most `most`
+    pixels.
+    """
     x = features.detach().float().flatten(2).mT.flatten(0, 1)
     x = x[:: max(1, len(x) // most)][:most]
     if not x.isfinite().all():  # the loop reports the loss that follows from it; a failing SVD would hide that

@@ -9,13 +9,16 @@ __all__ = ['draw_labelled', 'MemoryBank']
 import torch
 from torch import Tensor, nn
 
-from ..objectives.auxiliary_contrast import gather_rows
+from .row_queue import overwrite
+from ..objectives.rows import gather_rows
 
 # %% ../../nbs/05_models/04_memory_bank.ipynb #draw-labelled
 def draw_labelled(labels: Tensor, count: int, generator: torch.Generator | None = None) -> Tensor:
-    """Indices (..., K) of different random entries of int labels (..., N), in random order, all that have one before any below 0.
+    """Indices (..., K) of different random entries of int labels (..., N), in random order, all that have one before
+    any below 0.
 
-    K = `count`, or N where that is less: it does not depend on the labels. generator: on their device; None: torch's own of that device.
+    K = `count`, or N where that is less: it does not depend on the labels. generator: on their device; None: torch's
+    own of that device.
     """
     keys = torch.empty(labels.shape, dtype=torch.int32, device=labels.device).random_(2**31 - 1, generator=generator)
     return keys.masked_fill_(labels < 0, 2**31 - 1).topk(min(count, labels.shape[-1]), largest=False)[1]
@@ -24,38 +27,32 @@ def draw_labelled(labels: Tensor, count: int, generator: torch.Generator | None 
 class MemoryBank(nn.Module):
     """The pixel features of the last `frames` images, the same on all processes, in buffers that a checkpoint holds.
 
-    rows_per_frame: of each image. channels: of a feature. Buffers: features float32 (frames, rows_per_frame, channels), ids int64
-    (frames, rows_per_frame, 3) = label, superpixel, image, label -1 = an empty row; pushed, the number of frames so far. That takes
-    frames x rows_per_frame x (4 channels + 24) bytes: 384 x 256 x 128 is 53 MB. Raises: `ValueError` for a size below 1.
+    rows_per_frame: of each image. channels: of a feature. Buffers: features float32 (frames, rows_per_frame, channels),
+    ids int64 (frames, rows_per_frame, 3) = label, superpixel, image, label -1 = an empty row; pushed, the number of
+    frames so far: 384 x 256 x 128 is 53 MB. Raises: `ValueError` for a size below 1.
     """
 
     def __init__(self, frames: int = 384, rows_per_frame: int = 256, channels: int = 128):
         super().__init__()
-        if min(frames, rows_per_frame, channels) < 1:
-            raise ValueError(f"a memory bank needs at least 1 frame, row and channel, not {frames}, {rows_per_frame} and {channels}")
-        self.register_buffer("features", torch.zeros(frames, rows_per_frame, channels))
+        if min(sizes := (frames, rows_per_frame, channels)) < 1:
+            raise ValueError(f"a memory bank needs at least 1 frame, row and channel, not {sizes}")
+        self.register_buffer("features", torch.zeros(sizes))
         self.register_buffer("ids", torch.full((frames, rows_per_frame, 3), -1))
         self.register_buffer("pushed", torch.zeros((), dtype=torch.long))
 
     @torch.no_grad()
     def push(self, features: Tensor, ids: Tensor) -> None:
-        """Write frames (F, rows_per_frame, channels) with ids (F, rows_per_frame, 3) over the oldest ones. All processes call it, with the same F."""
-        for name, x, kept in (("features", features, self.features), ("ids", ids, self.ids)):
-            if x.ndim != 3 or x.shape[1:] != kept.shape[1:] or len(x) != len(ids):
-                raise ValueError(f"{name} are {tuple(x.shape)}; this memory bank needs (frames, {kept.shape[1]}, {kept.shape[2]}), as many for both")
-        (features, _), (ids, _) = gather_rows(features.to(self.features.dtype), equal=True), gather_rows(ids.long(), equal=True)
-        size = len(self.ids)
-        at = (self.pushed + torch.arange(len(ids), device=self.ids.device))[-size:] % size
-        self.features[at], self.ids[at] = features[-size:], ids[-size:]
-        self.pushed += len(ids)
+        """Write frames (F, rows_per_frame, channels) and their ids over the oldest. All processes call it, of one F."""
+        _check(self, features=features, ids=ids)
+        for ring, rows in ((self.features, features.to(self.features.dtype)), (self.ids, ids.long())):
+            gathered, _ = gather_rows(rows, equal=True)
+            overwrite(ring, gathered, self.pushed)
+        self.pushed += len(gathered)
 
     @torch.no_grad()
     def candidates(self, count: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Different random rows, as many with a label as there are: features (K, channels) and ids (K, 3); label -1: there was none left.
-
-        K = `count`, or frames x rows_per_frame where that is less, however full the bank is.
-
-        generator: on the bank's device; None: torch's own of that device.
+        """Different random rows, as many with a label as there are: features (K, channels) and ids (K, 3); label -1:
+        there was none left. K = `count`, or all rows, however full the bank is. generator: see `draw_labelled`.
         """
         ids = self.ids.flatten(0, 1)
         rows = draw_labelled(ids[:, 0], count, generator)
@@ -65,3 +62,11 @@ class MemoryBank(nn.Module):
     def filled(self) -> float:
         """The share of frames that hold an image, 0 to 1. To ask waits for the device."""
         return min(1.0, int(self.pushed) / len(self.ids))
+
+# %% ../../nbs/05_models/04_memory_bank.ipynb #check
+def _check(bank: MemoryBank, **frames: Tensor) -> None:
+    for name, x in frames.items():
+        kept = getattr(bank, name)
+        if x.ndim != 3 or x.shape[1:] != kept.shape[1:] or len(x) != len(frames["ids"]):
+            raise ValueError(f"{name} are {tuple(x.shape)}; this memory bank needs (frames, {kept.shape[1]}, "
+                             f"{kept.shape[2]}), as many for both")

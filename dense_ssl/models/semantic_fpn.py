@@ -8,72 +8,62 @@ __all__ = ['SemanticFPN', 'sample_features']
 # %% ../../nbs/05_models/03_semantic_fpn.ipynb #b6918e99
 import torch
 import torch.nn.functional as F
-import torchvision
 from segmentation_models_pytorch.decoders.fpn.decoder import FPNDecoder
 from torch import Tensor, nn
 
-from .encoders import Encoder
+from .encoders import Encoder, check_resnet
 
 # %% ../../nbs/05_models/03_semantic_fpn.ipynb #semanticfpn
 class SemanticFPN(nn.Module):
     """Semantic FPN around an encoder: images (B, 3, H, W), normalised, to (B, channels, H / 4, W / 4).
 
-    encoder: a torchvision ResNet of output stride 32; it stays what it is, as `encoder`. pyramid: channels of the top-down path.
-    channels: of the result, a multiple of 32 (smp's GroupNorm).
+    encoder: a torchvision ResNet of output stride 32; it stays what it is, as `encoder`. pyramid: channels of the
+    top-down path. channels: of the result, a multiple of 32 (smp's GroupNorm).
     Raises: `ValueError` for another encoder or stride, other channels, or an image whose sides are not multiples of 32.
     """
 
     def __init__(self, encoder: Encoder, pyramid: int = 256, channels: int = 128):
         super().__init__()
-        if not isinstance(encoder.body, torchvision.models.ResNet) or encoder.stride != 32:
-            raise ValueError(f"semantic FPN needs a torchvision ResNet of output stride 32, not {encoder.name} of stride {encoder.stride}")
+        check_resnet(encoder, "semantic FPN", 32)
         if channels % 32 or channels < 32 or pyramid < 1:
             raise ValueError(f"channels must be a multiple of 32 and pyramid positive, not {channels} and {pyramid}")
         self.encoder, self.channels = encoder, channels
         stages = [encoder.channels // 2**k for k in (3, 2, 1, 0)]
         self.decoder = FPNDecoder(stages, pyramid_channels=pyramid, segmentation_channels=channels, dropout=0.0)
 
-    def stages(self, image: Tensor) -> list[Tensor]:
-        """C2 to C5: the outputs of the encoder's four stages, at strides 4, 8, 16 and 32."""
-        body = self.encoder.body
-        maps = [body.maxpool(body.relu(body.bn1(body.conv1(image))))]
-        for layer in (body.layer1, body.layer2, body.layer3, body.layer4):
-            maps.append(layer(maps[-1]))
-        return maps[1:]
-
-    def features(self, image: Tensor) -> Tensor:
-        """The feature map (B, channels, H / 4, W / 4)."""
+    def forward(self, image: Tensor) -> Tensor:
         H, W = image.shape[-2:]
         if H % 32 or W % 32 or not H * W:
             raise ValueError(f"image is {W}x{H}; semantic FPN needs sides that are multiples of 32")
-        return self.decoder(self.stages(image))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.features(image)
+        return self.decoder(self.encoder.stages(image)[1:])
 
 # %% ../../nbs/05_models/03_semantic_fpn.ipynb #sample-features
 def sample_features(features: Tensor, position: Tensor, size: tuple[int, int], check: bool | None = None) -> Tensor:
     """Features (N, C), at least float32, at positions in images whose feature maps are `features` (B, C, h', w').
 
-    position: (N, 3) = index of the image, x, y in pixels, pixel centres at whole numbers. size: (h, w) of the images in pixels.
-    Bilinear between cell centres; beyond the outermost centres the border's value. The gradient goes to `features`.
-    check: whether positions are looked at, which a GPU has to be waited for; None: on a CPU. One outside is read at the border, where it is not seen.
+    position: (N, 3) = index of the image, x, y in pixels, pixel centres at whole numbers. size: (h, w) of the images in
+    pixels. Bilinear between cell centres; beyond the outermost centres the border's value. The gradient goes to
+    `features`. check: whether positions are looked at, which a GPU has to be waited for; None: on a CPU. One outside is
+    read at the border, where it is not seen.
     Raises: `ValueError` for other shapes, or a position outside the images where that is checked.
     """
     if features.ndim != 4 or position.ndim != 2 or position.shape[1] != 3:
-        raise ValueError(f"features must be (B, C, h', w') and position (N, 3), not {tuple(features.shape)} and {tuple(position.shape)}")
+        raise ValueError(f"features must be (B, C, h', w') and position (N, 3), not {tuple(features.shape)} and "
+                         f"{tuple(position.shape)}")
     (b, c, *cells), (h, w) = features.shape, size
     scene, x, y = position.unbind(1)
     look = position.device.type == "cpu" if check is None else check
     if look and not ((scene >= 0) & (scene < b) & (x >= -0.5) & (x <= w - 0.5) & (y >= -0.5) & (y <= h - 0.5)).all():
         raise ValueError(f"position has an entry outside the {b} images of {w}x{h} pixels; it holds image, x, y")
     (y0, y1, wy), (x0, x1, wx) = _neighbours(y, h, cells[0]), _neighbours(x, w, cells[1])
-    index = torch.stack([(scene.long() * cells[0] + row) * cells[1] + column for row in (y0, y1) for column in (x0, x1)], 1)
+    index = torch.stack([(scene.long() * cells[0] + row) * cells[1] + column for row in (y0, y1)
+                         for column in (x0, x1)], 1)
     dtype = torch.promote_types(features.dtype, torch.float32)
     weight = torch.stack([a * b for a in (1 - wy, wy) for b in (1 - wx, wx)], 1).to(dtype)
-    return F.embedding_bag(index, features.permute(0, 2, 3, 1).reshape(-1, c).to(dtype), per_sample_weights=weight, mode="sum")
+    return F.embedding_bag(index, features.permute(0, 2, 3, 1).reshape(-1, c).to(dtype), per_sample_weights=weight,
+                           mode="sum")
 
-
+# %% ../../nbs/05_models/03_semantic_fpn.ipynb #neighbours
 def _neighbours(x: Tensor, pixels: int, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     "The two cells that pixel position `x` lies between, and the weight of the second."
     at = ((x.double() + 0.5) * cells / pixels - 0.5).clamp(0, cells - 1)

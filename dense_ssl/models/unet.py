@@ -6,47 +6,40 @@
 __all__ = ['UNet']
 
 # %% ../../nbs/05_models/06_unet.ipynb #b7e05d33
-import torchvision
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
-from .encoders import Encoder
+from .encoders import Encoder, check_resnet
+
+# %% ../../nbs/05_models/06_unet.ipynb #check
+def _check(channels: tuple[int, ...], interpolation: str) -> None:
+    if len(channels) != 4 or min(channels) < 1 or interpolation not in ("bilinear", "nearest"):
+        raise ValueError('channels must be four positive widths and interpolation "bilinear" or "nearest", not '
+                         f'{channels} and {interpolation!r}')
 
 # %% ../../nbs/05_models/06_unet.ipynb #unet
 class UNet(nn.Module):
     """U-Net around an encoder: images (B, 3, H, W), normalised, to (B, channels[3], H / 2, W / 2), not negative.
 
-    encoder: a torchvision ResNet of output stride 32; it stays what it is, as `encoder`. channels: of the blocks at strides 16, 8, 4 and 2.
-    interpolation: how a block upsamples, "bilinear" (the paper's) or "nearest" (smp's default). `decoder` is smp's `UnetDecoder` without its
-    last block: its state dict fills all but `blocks.4` of the decoder of an `smp.Unet` whose decoder_channels begin with `channels`.
-    Raises: `ValueError` for another encoder, stride or interpolation, not four channels, or an image with an odd side or one below 32.
+    encoder: a torchvision ResNet of output stride 32; it stays what it is, as `encoder`. channels: of the blocks at
+    strides 16, 8, 4 and 2. interpolation: how a block upsamples, "bilinear" (the paper's) or "nearest" (smp's default).
+    `decoder` is smp's `UnetDecoder` without its last block: its state dict fills all but `blocks.4` of the decoder of
+    an `smp.Unet` whose decoder_channels begin with `channels`.
+    Raises: `ValueError` for another encoder, stride or interpolation, not four channels, or an image with an odd side
+    or one below 32.
     """
 
-    def __init__(self, encoder: Encoder, channels: tuple[int, int, int, int] = (256, 128, 64, 32), interpolation: str = "bilinear"):
+    def __init__(self, encoder: Encoder, channels: tuple[int, int, int, int] = (256, 128, 64, 32),
+                 interpolation: str = "bilinear"):
         super().__init__()
-        if not isinstance(encoder.body, torchvision.models.ResNet) or encoder.stride != 32:
-            raise ValueError(f"a U-Net needs a torchvision ResNet of output stride 32, not {encoder.name} of stride {encoder.stride}")
-        if len(channels) != 4 or min(channels) < 1 or interpolation not in ("bilinear", "nearest"):
-            raise ValueError(f'channels must be four positive widths and interpolation "bilinear" or "nearest", not {channels} and {interpolation!r}')
+        check_resnet(encoder, "a U-Net", 32)
+        _check(channels, interpolation)
         self.encoder, self.name, self.channels, self.stride = encoder, f"unet on {encoder.name}", channels[3], 2
         stages = [3, encoder.body.conv1.out_channels, *(encoder.channels // 2**k for k in (3, 2, 1, 0))]
         self.decoder = UnetDecoder(stages, list(channels), n_blocks=4, interpolation_mode=interpolation)
 
-    def stages(self, image: Tensor) -> list[Tensor]:
-        """The image and the encoder's five maps, at strides 1, 2, 4, 8, 16 and 32."""
-        body = self.encoder.body
-        maps = [image, body.relu(body.bn1(body.conv1(image)))]
-        maps.append(body.layer1(body.maxpool(maps[-1])))
-        for layer in (body.layer2, body.layer3, body.layer4):
-            maps.append(layer(maps[-1]))
-        return maps
-
-    def features(self, image: Tensor) -> Tensor:
-        """The feature map (B, channels, H / 2, W / 2)."""
+    def forward(self, image: Tensor) -> Tensor:
         H, W = image.shape[-2:]
         if H % 2 or W % 2 or min(H, W) < 32:
             raise ValueError(f"image is {W}x{H}; the U-Net needs even sides of at least 32")
-        return self.decoder(self.stages(image))
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.features(image)
+        return self.decoder([image, *self.encoder.stages(image)])

@@ -14,7 +14,8 @@ from torch import Tensor
 def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: float = 0.2) -> Tensor:
     """Cross entropy of each query's key against the negatives (MoCo Eq. 1), mean over queries; a scalar.
 
-    queries, keys: matched rows (N, C), of any length. negatives: (K, C), shared by all queries; K may be 0 (then the loss is 0).
+    queries, keys: matched rows (N, C), of any length. negatives: (K, C), shared by all queries; K may be 0 (then the
+    loss is 0).
     Raises: `ValueError` for other shapes or types, no queries, a temperature that is not positive.
     """
     for name, x in (("queries", queries), ("keys", keys), ("negatives", negatives)):
@@ -25,7 +26,8 @@ def info_nce(queries: Tensor, keys: Tensor, negatives: Tensor, temperature: floa
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     with torch.autocast(queries.device.type, enabled=False):
-        q, k, n = (F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1) for x in (queries, keys, negatives))
+        q, k, n = (F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)
+                   for x in (queries, keys, negatives))
         scores = torch.cat([(q * k).sum(1, keepdim=True), q @ n.mT], dim=1) / temperature
         return F.cross_entropy(scores, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
@@ -38,21 +40,23 @@ def match_features(features1: Tensor, features2: Tensor) -> Tensor:
     """
     for name, x in (("features1", features1), ("features2", features2)):
         if x.ndim != 3 or x.shape[::2] != features1.shape[::2] or not x.shape[1]:
-            raise ValueError(f"{name} is {tuple(x.shape)}; it must be (B, N, D), N at least 1, with one B and D for both")
+            raise ValueError(f"{name} is {tuple(x.shape)}; it must be (B, N, D), N at least 1, with one B and D for "
+                             "both")
     with torch.no_grad(), torch.autocast(features1.device.type, enabled=False):
         return (F.normalize(features1.float(), dim=-1) @ F.normalize(features2.float(), dim=-1).mT).argmax(-1)
 
 # %% ../../nbs/04_objectives/05_instance_contrast.ipynb #dense-info-nce
 def dense_info_nce(queries: Tensor, keys: Tensor, features1: Tensor, features2: Tensor, negatives: Tensor,
                    temperature: float = 0.2) -> Tensor:
-    """InfoNCE of every cell with its match by backbone features (DenseCL Eq. 2-3), mean over cells and images; a scalar.
+    """InfoNCE of every cell with its match by backbone features (DenseCL Eq. 2-3), mean over cells and images; a
+    scalar.
 
     queries, keys: projected cells (B, N1, C), (B, N2, C). features1, features2: backbone features of the same cells,
     (B, N1, D), (B, N2, D). negatives: (K, C). Raises: `ValueError` for shapes that do not fit.
     """
     if queries.shape[:2] != features1.shape[:2] or keys.shape[:2] != features2.shape[:2]:
-        raise ValueError(f"queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must have the cells of features1 "
-                         f"{tuple(features1.shape)} and features2 {tuple(features2.shape)}")
+        raise ValueError(f"queries {tuple(queries.shape)} and keys {tuple(keys.shape)} must have the cells of "
+                         f"features1 {tuple(features1.shape)} and features2 {tuple(features2.shape)}")
     match = match_features(features1, features2)
     positives = keys.gather(1, match[..., None].expand(-1, -1, keys.shape[-1]))
     return info_nce(queries.flatten(0, 1), positives.flatten(0, 1), negatives, temperature)

@@ -14,7 +14,8 @@ from torch import Tensor
 def propagate(x: Tensor, transformed: Tensor, gamma: float = 2.0) -> Tensor:
     """Each pixel becomes the sum of `transformed` pixels weighted by similarity, clamped at 0, to the power gamma.
 
-    x: features (B, N, C) that similarity is measured on. transformed: g(x), (B, N, D). Returns: (B, N, D), at least float32.
+    x: features (B, N, C) that similarity is measured on. transformed: g(x), (B, N, D). Returns: (B, N, D), at least
+    float32.
     """
     with torch.autocast(x.device.type, enabled=False):
         x, transformed = (t.to(torch.promote_types(t.dtype, torch.float32)) for t in (x, transformed))
@@ -26,17 +27,21 @@ def pixel_consistency(y1: Tensor, y2: Tensor, x1: Tensor, x2: Tensor, positives:
     """PixPro's loss: minus the mean cosine over positives, both directions added; a scalar in [-2, 2].
 
     y1, y2: propagated features of the online branch (B, N1, C), (B, N2, C). x1, x2: the momentum branch, same shapes.
-    positives: bool (B, N1, N2). The mean over positives of each image, then over the batch; an image without positives adds 0.
+    positives: bool (B, N1, N2). The mean over positives of each image, then over the batch; an image without positives
+    adds 0.
     Raises: `ValueError` for other shapes or types.
     """
     if positives.dtype != torch.bool or positives.shape != (len(y1), y1.shape[1], y2.shape[1]):
-        raise ValueError(f"positives must be bool {(len(y1), y1.shape[1], y2.shape[1])}, not {positives.dtype} {tuple(positives.shape)}")
+        raise ValueError(f"positives must be bool {(len(y1), y1.shape[1], y2.shape[1])}, not {positives.dtype} "
+                         f"{tuple(positives.shape)}")
     if not positives.numel():
-        raise ValueError(f"positives is empty, {tuple(positives.shape)}; give at least one image and one pixel of each view")
+        raise ValueError(f"positives is empty, {tuple(positives.shape)}; give at least one image and one pixel of each "
+                         "view")
     if y1.shape != x1.shape or y2.shape != x2.shape:
         raise ValueError(f"y1, x1 and y2, x2 must have equal shapes, not {[tuple(t.shape) for t in (y1, x1, y2, x2)]}")
     with torch.autocast(y1.device.type, enabled=False):
-        y1, y2, x1, x2 = (F.normalize(t.to(torch.promote_types(t.dtype, torch.float32)), dim=-1) for t in (y1, y2, x1, x2))
+        y1, y2, x1, x2 = (F.normalize(t.to(torch.promote_types(t.dtype, torch.float32)), dim=-1)
+                          for t in (y1, y2, x1, x2))
         agreement = y1 @ x2.mT + (y2 @ x1.mT).mT
         counts = positives.sum((1, 2)).clamp_min(1)
         return -((agreement * positives).sum((1, 2)) / counts).mean()

@@ -14,9 +14,10 @@ from torch import Tensor
 def pixel_contrast(x1: Tensor, x2: Tensor, positives: Tensor, temperature: float = 0.3) -> Tensor:
     """PixContrast's loss (PixDepth Eq. 2), symmetric in the two views; a scalar.
 
-    x1, x2: features (B, N1, C), (B, N2, C), of any length: the cosine is taken here, at least in float32. positives: bool (B, N1, N2).
-    Per image the mean over anchors of view 1 and of view 2, their average, then the mean over the batch.
-    An image without anchors adds 0. Raises: `ValueError` for other shapes or types, a temperature that is not positive.
+    x1, x2: features (B, N1, C), (B, N2, C), of any length: the cosine is taken here, at least in float32. positives:
+    bool (B, N1, N2). Per image the mean over anchors of view 1 and of view 2, their average, then the mean over the
+    batch. An image without anchors adds 0. Raises: `ValueError` for other shapes or types, a temperature that is not
+    positive.
     """
     _check(x1, x2, positives, temperature)
     with torch.autocast(x1.device.type, enabled=False):
@@ -37,9 +38,11 @@ def _one_way(scores: Tensor, positives: Tensor) -> Tensor:
 def _check(x1: Tensor, x2: Tensor, positives: Tensor, temperature: float) -> None:
     for name, x in (("x1", x1), ("x2", x2)):
         if x.ndim != 3 or x.shape[::2] != x1.shape[::2] or not x.numel() or not x.is_floating_point():
-            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; it must be floating (B, N, C), not empty, with one B and C for both")
+            raise ValueError(f"{name} is {x.dtype} {tuple(x.shape)}; it must be floating (B, N, C), not empty, with "
+                             "one B and C for both")
     if positives.dtype != torch.bool or positives.shape != (len(x1), x1.shape[1], x2.shape[1]):
-        raise ValueError(f"positives must be bool {(len(x1), x1.shape[1], x2.shape[1])}, not {positives.dtype} {tuple(positives.shape)}")
+        raise ValueError(f"positives must be bool {(len(x1), x1.shape[1], x2.shape[1])}, not {positives.dtype} "
+                         f"{tuple(positives.shape)}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
 
@@ -47,7 +50,8 @@ def _check(x1: Tensor, x2: Tensor, positives: Tensor, temperature: float) -> Non
 def channel_groups(x: Tensor, n: int) -> tuple[Tensor, ...]:
     """Split features (..., C) into n groups (..., C / n) (PixDepth Sec. 3.2). `ValueError` when n does not divide C."""
     if n < 1 or x.shape[-1] % n:
-        raise ValueError(f"{x.shape[-1]} channels cannot be split into {n} equal groups; choose a width that {n} divides")
+        raise ValueError(f"{x.shape[-1]} channels cannot be split into {n} equal groups; choose a width that {n} "
+                         "divides")
     return x.split(x.shape[-1] // n, dim=-1)
 
 # %% ../../nbs/04_objectives/00_pixel_contrast.ipynb #multi-threshold-contrast

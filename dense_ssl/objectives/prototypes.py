@@ -25,7 +25,7 @@ def _all_reduce(x: Tensor, op: dist.ReduceOp.RedOpType = dist.ReduceOp.SUM) -> T
         dist.all_reduce(x, op)
     return x
 
-
+# %% ../../nbs/04_objectives/02_prototypes.ipynb #sinkhorn-def
 def _sinkhorn_(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
     "Turn `scores` into codes in place; where they lie too far apart for epsilon the codes are not finite."
     highest = scores.amax(0) if len(scores) else scores.new_full((scores.shape[1],), -torch.inf)
@@ -42,28 +42,31 @@ def _sinkhorn_(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
 def sinkhorn(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     """Codes (N, K) of scores (N, K): rows sum to 1, columns nearly to N / K of the global batch; no gradient.
 
-    Computed at least in float32, whatever autocast says. Where torch.distributed is initialised all processes must call it, each with its
-    own N (0 is allowed). Scores that are not finite, or so far apart that a row of exp(scores / epsilon) is 0 (87 epsilon in float32), give codes
-    that are not finite: to look would make the host wait for a GPU, and a loss made of them is not finite either, which the loop refuses.
+    Computed at least in float32, whatever autocast says. Where torch.distributed is initialised all processes must call
+    it, each with its own N (0 is allowed). Scores that are not finite, or so far apart that a row of exp(scores /
+    epsilon) is 0 (87 epsilon in float32), give codes that are not finite: to look would make the host wait for a GPU,
+    and a loss made of them is not finite either, which the loop refuses.
     Raises: `ValueError` for another shape or type, epsilon <= 0, iterations < 1.
     """
     if scores.ndim != 2 or not scores.is_floating_point():
         raise ValueError(f"scores must be floating (N, K), not {scores.dtype} {tuple(scores.shape)}")
     _check_sinkhorn(epsilon, iterations)
     with torch.autocast(scores.device.type, enabled=False):
-        return _sinkhorn_(scores.detach().to(torch.promote_types(scores.dtype, torch.float32), copy=True), epsilon, iterations)
+        return _sinkhorn_(scores.detach().to(torch.promote_types(scores.dtype, torch.float32), copy=True), epsilon,
+                          iterations)
 
-
+# %% ../../nbs/04_objectives/02_prototypes.ipynb #check-sinkhorn
 def _check_sinkhorn(epsilon: float, iterations: int) -> None:
     if not epsilon > 0 or iterations < 1:
         raise ValueError(f"epsilon must be positive and iterations at least 1, not {epsilon} and {iterations}")
 
 # %% ../../nbs/04_objectives/02_prototypes.ipynb #grouped
 class Groups(NamedTuple):
-    """Samples in the order of their groups: what depends on the values of group ids, made once by `arrange`, on the CPU, before a GPU needs it.
+    """Samples in the order of their groups: what depends on the values of group ids, made once by `arrange`, on the
+    CPU, before a GPU needs it.
 
-    order: int64 (M,), which samples. start: int64 (G,), where in `order` a group begins. group: int64 (M,), the group of each, from 0. members:
-    int64 (M,), how many its group has.
+    order: int64 (M,), which samples. start: int64 (G,), where in `order` a group begins. group: int64 (M,), the group
+    of each, from 0. members: int64 (M,), how many its group has.
     """
 
     order: Tensor
@@ -75,9 +78,10 @@ class Groups(NamedTuple):
         """The same groups on `device`."""
         return Groups(*(t.to(device, non_blocking=True) for t in self))
 
-
+# %% ../../nbs/04_objectives/02_prototypes.ipynb #arrange
 def arrange(groups: Tensor, smallest: int = 2) -> Groups:
-    """The groups with at least `smallest` members of samples with `groups` (N,): whole numbers, equal = one group, negative = none.
+    """The groups with at least `smallest` members of samples with `groups` (N,): whole numbers, equal = one group,
+    negative = none.
 
     The shapes depend on the values: on a GPU the host waits for them.
     """
@@ -88,21 +92,22 @@ def arrange(groups: Tensor, smallest: int = 2) -> Groups:
     group = torch.arange(len(sizes), device=order.device).repeat_interleave(sizes)
     return Groups(order, sizes.cumsum(0) - sizes, group, sizes[group])
 
-
+# %% ../../nbs/04_objectives/02_prototypes.ipynb #group-sums
 def _group_sums(codes: Tensor, groups: Groups) -> Tensor:
     return F.embedding_bag(groups.order, codes, groups.start, mode="sum")
 
-
+# %% ../../nbs/04_objectives/02_prototypes.ipynb #check-groups
 def _check_groups(groups: Tensor, n: int) -> None:
     if groups.shape != (n,) or groups.is_floating_point() or groups.is_complex() or groups.dtype == torch.bool:
-        raise ValueError(f"groups must be whole numbers ({n},), one for each sample, not {groups.dtype} {tuple(groups.shape)}")
+        raise ValueError(f"groups must be whole numbers ({n},), one for each sample, not {groups.dtype} "
+                         f"{tuple(groups.shape)}")
 
 # %% ../../nbs/04_objectives/02_prototypes.ipynb #group-mean
 def group_mean(codes: Tensor, groups: Tensor, own: bool = True) -> Tensor:
     """The mean code of each sample's group (CPCDR Eq. 5): codes (N, K) and groups (N,) to (N, K).
 
-    groups: whole numbers, equal = one group, negative = none. own: with the sample's own code; False leaves it out (SwAV's swap).
-    A row is 0 where there is nothing to average: no group or, with own=False, no other member.
+    groups: whole numbers, equal = one group, negative = none. own: with the sample's own code; False leaves it out
+    (SwAV's swap). A row is 0 where there is nothing to average: no group or, with own=False, no other member.
     Raises: `ValueError` for other shapes or types.
     """
     if codes.ndim != 2 or not codes.is_floating_point():
@@ -141,14 +146,14 @@ class _CrossEntropy(torch.autograd.Function):
         return grad * to_z, grad * to_prototypes, None, None
 
 # %% ../../nbs/04_objectives/02_prototypes.ipynb #prototype-loss
-def prototype_loss(z: Tensor, prototypes: Tensor, groups: Tensor | Groups, temperature: float = 0.1, epsilon: float = 0.05, iterations: int = 3,
-                   own: bool = True) -> Tensor:
+def prototype_loss(z: Tensor, prototypes: Tensor, groups: Tensor | Groups, temperature: float = 0.1,
+                   epsilon: float = 0.05, iterations: int = 3, own: bool = True) -> Tensor:
     """Swapped prediction for groups of any size (CPCDR Eq. 4-6); a scalar, at least float32.
 
-    z: (N, C), prototypes: (K, C), of any length: both are brought to unit length here. groups: whole numbers (N,), negative = none,
-    or what `arrange` made of them; they live within a process, codes and N span all of them. own: whether a sample's own code is in
-    its target. Samples without a partner take part in Sinkhorn and not in the mean; with no partners at all the loss is 0, with a
-    graph and gradients of 0.
+    z: (N, C), prototypes: (K, C), of any length: both are brought to unit length here. groups: whole numbers (N,),
+    negative = none, or what `arrange` made of them; they live within a process, codes and N span all of them. own:
+    whether a sample's own code is in its target. Samples without a partner take part in Sinkhorn and not in the mean;
+    with no partners at all the loss is 0, with a graph and gradients of 0.
     Raises: `ValueError` for other shapes or types, a temperature, epsilon or number of iterations that is not positive.
     """
     _check_loss(z, prototypes, temperature)
@@ -165,13 +170,15 @@ def prototype_loss(z: Tensor, prototypes: Tensor, groups: Tensor | Groups, tempe
 
 # %% ../../nbs/04_objectives/02_prototypes.ipynb #targets
 def _targets(codes: Tensor, groups: Groups, own: bool) -> Callable[[slice], Tensor]:
-    "Gives the targets of a stretch of the samples in order; the codes are kept only where they must be taken out of the mean."
+    """Gives the targets of a stretch of the samples in order; the codes are kept only where they must be taken out of
+    the mean.
+    """
     sums, group, members = _group_sums(codes, groups), groups.group, groups.members[:, None]
     if own:
         return lambda rows: sums[group[rows]].div_(members[rows])
     return lambda rows: sums[group[rows]].sub_(codes[groups.order[rows]]).div_(members[rows] - 1)
 
-
+# %% ../../nbs/04_objectives/02_prototypes.ipynb #check-loss
 def _check_loss(z: Tensor, prototypes: Tensor, temperature: float) -> None:
     for name, x in (("z", z), ("prototypes", prototypes)):
         if x.ndim != 2 or not x.is_floating_point() or x.shape[1] != z.shape[-1]:
@@ -184,7 +191,9 @@ def _check_loss(z: Tensor, prototypes: Tensor, temperature: float) -> None:
 # %% ../../nbs/04_objectives/02_prototypes.ipynb #prototype-signals
 @torch.no_grad()
 def prototype_signals(z: Tensor, prototypes: Tensor, loss: Tensor | float) -> dict[str, float]:
-    """`used_prototypes`: share of prototypes (K, C) nearest to some sample of z (N, C); `loss_over_lnK`: 1 = the loss of collapsed features."""
+    """`used_prototypes`: share of prototypes (K, C) nearest to some sample of z (N, C); `loss_over_lnK`: 1 = the loss
+    of collapsed features.
+    """
     with torch.autocast(z.device.type, enabled=False):
         unit = F.normalize(prototypes.to(torch.promote_types(prototypes.dtype, torch.float32)), dim=1)
         nearest = torch.cat([(part.to(unit.dtype) @ unit.T).argmax(1) for part in z.split(_ROWS)])

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from .auxiliary_contrast import gather_rows
+from .rows import gather_rows
 from ..processes import place
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #places
@@ -33,7 +33,8 @@ def _places(pair: Tensor, pairs: int | None, most: int | None) -> tuple[Tensor, 
 NEGATIVES = ("pair", "batch", "global")
 
 
-def _one_way(anchors: Tensor, targets: Tensor, others: Tensor, hidden: Tensor, temperature: float, start: int) -> Tensor:
+def _one_way(anchors: Tensor, targets: Tensor, others: Tensor, hidden: Tensor, temperature: float,
+             start: int) -> Tensor:
     """Loss (P, n) of anchors (P, n, C); hidden: (P, 1, m), -inf for the rows of `others` (P, m, C) that are none.
 
     The denominator of row n holds its own target in place of row `start` + n of `others`, and all other rows.
@@ -42,9 +43,10 @@ def _one_way(anchors: Tensor, targets: Tensor, others: Tensor, hidden: Tensor, t
     scores = torch.baddbmm(hidden, anchors, others.mT, alpha=1 / temperature).diagonal_scatter(own, start, 1, 2)
     return scores.logsumexp(2) - own
 
-
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #mean-loss
 def _mean_loss(sides: list[tuple[Tensor, ...]], there: Tensor, temperature: float, negatives: str) -> Tensor:
-    """Mean over the rows that are `there`, bool (P, n), and both directions; sides: (anchors, targets, others), (P, n, C).
+    """Mean over the rows that are `there`, bool (P, n), and both directions; sides: (anchors, targets, others), (P, n,
+    C).
 
     Other rows are hidden in the denominators and weigh 0; their own target keeps their loss finite.
     """
@@ -67,7 +69,7 @@ def _mean_loss(sides: list[tuple[Tensor, ...]], there: Tensor, temperature: floa
 def _unit(f: Tensor) -> Tensor:
     return F.normalize(f.to(torch.promote_types(f.dtype, torch.float32)), dim=1)
 
-
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #check-def
 def _check(f1: Tensor, f2: Tensor, temperature: float, negatives: str, **ids: tuple[Tensor, int]) -> None:
     for name, f in (("f1", f1), ("f2", f2)):
         if f.ndim != 2 or not f.is_floating_point() or f.shape[1] != f1.shape[-1]:
@@ -83,12 +85,14 @@ def _check(f1: Tensor, f2: Tensor, temperature: float, negatives: str, **ids: tu
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #pixel-infonce
 def pixel_infonce(f1: Tensor, f2: Tensor, temperature: float = 0.4, pair: Tensor | None = None, negatives: str = "pair",
                   pairs: int | None = None, most: int | None = None) -> Tensor:
-    """InfoNCE of matched pixels (geometric-set paper Eq. 1, as a mean over matches and both directions); a scalar, at least float32.
+    """InfoNCE of matched pixels (geometric-set paper Eq. 1, as a mean over matches and both directions); a scalar, at
+    least float32.
 
-    f1, f2: features (N, C) of the two views, row n of one matching row n of the other, of any length: normalised here. pair: int (N,),
-    the pair of views a row belongs to, in any order; None = one pair. negatives: matches of the same "pair", of the "batch", or "global",
-    of all processes (all must call it, each with its own N). N = 0 gives 0, with a graph.
-    pairs, most: with both nothing waits for a GPU. Then `pair` counts from 0 to pairs - 1, a pair has at most `most` rows, and others are left out.
+    f1, f2: features (N, C) of the two views, row n of one matching row n of the other, of any length: normalised here.
+    pair: int (N,), the pair of views a row belongs to, in any order; None = one pair. negatives: matches of the same
+    "pair", of the "batch", or "global", of all processes (all must call it, each with its own N). N = 0 gives 0, with a
+    graph. pairs, most: with both nothing waits for a GPU. Then `pair` counts from 0 to pairs - 1, a pair has at most
+    `most` rows, and others are left out.
     Raises: `ValueError` for other shapes or types, unknown negatives, a temperature that is not positive.
     """
     if pair is None:
@@ -114,7 +118,7 @@ def _set_means(f: Tensor, index: Tensor, sets: int) -> tuple[Tensor, Tensor]:
     total = f.new_zeros(sets + 1, f.shape[1]).index_add(0, index, f)
     return (total / number.clamp_min(1)[:, None])[:-1], number[:-1]
 
-
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-points
 def _set_points(f: Tensor, index: Tensor, sets: int, generator: torch.Generator) -> Tensor:
     "One random row of each set; any row where a set has none, 0 where there is no row."
     if not len(f):
@@ -125,8 +129,11 @@ def _set_points(f: Tensor, index: Tensor, sets: int, generator: torch.Generator)
     return f.index_select(0, shuffled[order[first]])
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-places
-def _set_places(sets: list[Tensor], pair: list[Tensor], pairs: int | None, most: int | None) -> tuple[list[Tensor], int, int]:
-    "The place of each pixel's set, for both views, in a table (pairs, most) of sets, pairs * most = none; as `_places`."
+def _set_places(sets: list[Tensor], pair: list[Tensor], pairs: int | None,
+                most: int | None) -> tuple[list[Tensor], int, int]:
+    """The place of each pixel's set, for both views, in a table (pairs, most) of sets, pairs * most = none; as
+    `_places`.
+    """
     if pairs is None or most is None:
         keys, row = torch.stack([torch.cat(pair), torch.cat(sets)], 1).unique(dim=0, return_inverse=True)
         place, pairs, most = _places(keys[:, 0], None, None)
@@ -138,21 +145,27 @@ def _set_places(sets: list[Tensor], pair: list[Tensor], pairs: int | None, most:
     return places, pairs, most
 
 # %% ../../nbs/04_objectives/04_set_infonce.ipynb #set-infonce-2
-def set_infonce(f1: Tensor, sets1: Tensor, f2: Tensor, sets2: Tensor, temperature: float = 0.4, pair1: Tensor | None = None,
-                pair2: Tensor | None = None, negatives: str = "pair", smallest: int = 1, aggregate: str = "mean",
-                generator: torch.Generator | None = None, pairs: int | None = None, most: int | None = None) -> Tensor:
-    """InfoNCE of the sets seen in both views (geometric-set paper Eq. 2-3, as a mean over sets and both directions); a scalar, at least float32.
+def set_infonce(f1: Tensor, sets1: Tensor, f2: Tensor, sets2: Tensor, temperature: float = 0.4,
+                pair1: Tensor | None = None, pair2: Tensor | None = None, negatives: str = "pair", smallest: int = 1,
+                aggregate: str = "mean", generator: torch.Generator | None = None, pairs: int | None = None,
+                most: int | None = None) -> Tensor:
+    """InfoNCE of the sets seen in both views (geometric-set paper Eq. 2-3, as a mean over sets and both directions); a
+    scalar, at least float32.
 
-    f1: (N1, C), f2: (N2, C), pixels of the two views, of any length: normalised here, then averaged per set. sets1: int (N1,),
-    sets2: int (N2,), equal = one set, negative = none. pair1, pair2: the pair of views a pixel belongs to; None = one pair.
-    negatives: sets of the same "pair", of the "batch", or "global", of all processes (all must call it). smallest: pixels that a set
-    needs in either view. aggregate: "mean"; "points", random points but for the positive (Sec. 5.2); "point", a random point against means.
-    generator: draws the points. No set in both views: 0, with a graph.
-    pairs, most: with both nothing waits for a GPU. Then pairs count from 0 to pairs - 1 and sets to most - 1, and others are left out.
-    Raises: `ValueError` for other shapes or types, unknown options, a missing generator, a temperature that is not positive.
+    f1: (N1, C), f2: (N2, C), pixels of the two views, of any length: normalised here, then averaged per set. sets1: int
+    (N1,), sets2: int (N2,), equal = one set, negative = none. pair1, pair2: the pair of views a pixel belongs to; None
+    = one pair. negatives: sets of the same "pair", of the "batch", or "global", of all processes (all must call it).
+    smallest: pixels that a set needs in either view. aggregate: "mean"; "points", random points but for the positive
+    (Sec. 5.2); "point", a random point against means. generator: draws the points. No set in both views: 0, with a
+    graph.
+    pairs, most: with both nothing waits for a GPU. Then pairs count from 0 to pairs - 1 and sets to most - 1, and
+    others are left out.
+    Raises: `ValueError` for other shapes or types, unknown options, a missing generator, a temperature that is not
+    positive.
     """
     pair1, pair2 = (torch.zeros_like(sets) if pair is None else pair for pair, sets in ((pair1, sets1), (pair2, sets2)))
-    _check(f1, f2, temperature, negatives, sets1=(sets1, len(f1)), sets2=(sets2, len(f2)), pair1=(pair1, len(f1)), pair2=(pair2, len(f2)))
+    _check(f1, f2, temperature, negatives, sets1=(sets1, len(f1)), sets2=(sets2, len(f2)), pair1=(pair1, len(f1)),
+           pair2=(pair2, len(f2)))
     _check_sets(smallest, aggregate, generator)
     with torch.autocast(f1.device.type, enabled=False):
         views = (f1, sets1, pair1), (f2, sets2, pair2)
@@ -168,7 +181,7 @@ def set_infonce(f1: Tensor, sets1: Tensor, f2: Tensor, sets2: Tensor, temperatur
         o1, o2 = (p1, p2) if aggregate == "points" else (m1, m2)
         return _mean_loss([(p1, m2, o2), (p2, m1, o1)], there, temperature, negatives)
 
-
+# %% ../../nbs/04_objectives/04_set_infonce.ipynb #check-sets
 def _check_sets(smallest: int, aggregate: str, generator: torch.Generator | None) -> None:
     if smallest < 1:
         raise ValueError(f"smallest must be at least 1 pixel, not {smallest}")

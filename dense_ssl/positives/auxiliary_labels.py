@@ -42,27 +42,34 @@ def _features(extractor: Extractor, image: Tensor, name: str, device: str | torc
     "Unit-length features (C, h, w) of one image uint8 (3, H, W); ValueError naming the image when one is not finite."
     features = extractor(normalize_image(image[None].to(device)))[0]
     if not features.isfinite().all():
-        raise ValueError(f"{name}: the extractor's features hold nan or infinity; needed: finite numbers, so check its weights")
+        raise ValueError(f"{name}: the extractor's features hold nan or infinity; needed: finite numbers, so check its "
+                         "weights")
     return features
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #sample-features
 def sample_features(extractor: Extractor, images: Sequence, sample: int = 5000, memory_gb: float = 4.0, seed: int = 0,
-                    device: str | torch.device = "cpu", folder: str | Path | None = None, progress: bool = True) -> np.ndarray:
-    """Features float32 (N, C) of `sample` random images; from each the same number of random pixels, so that N C 4 bytes <= memory_gb 10^9.
+                    device: str | torch.device = "cpu", folder: str | Path | None = None,
+                    progress: bool = True) -> np.ndarray:
+    """Features float32 (N, C) of `sample` random images; from each the same number of random pixels, so that N C 4
+    bytes <= memory_gb 10^9.
 
-    folder: where finished images are kept until the caller removes them; a second call goes on from there. Bad images are left out.
-    Raises: `ValueError` when memory_gb is too little for one pixel an image, no image is good, or a feature is not finite.
+    folder: where finished images are kept until the caller removes them; a second call goes on from there. Bad images
+    are left out.
+    Raises: `ValueError` when memory_gb is too little for one pixel an image, no image is good, or a feature is not
+    finite.
     """
     extractor, channels = extractor.to(device), extractor(torch.zeros(1, 3, 64, 64, device=device)).shape[1]
     picked = torch.randperm(len(images), generator=sample_generator(seed))[:sample].sort().values.tolist()
     each = int(memory_gb * 1e9 / (4 * channels * max(1, len(picked))))
     if not picked or each < 1:
-        raise ValueError(f"memory_gb is {memory_gb} for {len(picked)} images and {channels} channels; needed: at least one image, and "
-                         f"{4e-9 * channels * len(picked):.2g} GB for one pixel of each")
-    matrix, filled = np.empty((each * len(picked), channels), np.float32), 0  # pages that are never written take no memory
+        raise ValueError(f"memory_gb is {memory_gb} for {len(picked)} images and {channels} channels; needed: at least "
+                         f"one image, and {4e-9 * channels * len(picked):.2g} GB for one pixel of each")
+    # pages that are never written take no memory
+    matrix, filled = np.empty((each * len(picked), channels), np.float32), 0
     bar = tqdm(total=len(picked), desc="features of the sample", unit="image", disable=not progress)
     for start in range(0, len(picked), 32):
-        part = _part(extractor, images, picked[start : start + 32], each, seed, device, Path(folder) / f"{start}.safetensors" if folder else None)
+        part = _part(extractor, images, picked[start : start + 32], each, seed, device,
+                     Path(folder) / f"{start}.safetensors" if folder else None)
         matrix[filled : filled + len(part)] = part
         filled += len(part)
         bar.update(len(picked[start : start + 32]))
@@ -71,8 +78,9 @@ def sample_features(extractor: Extractor, images: Sequence, sample: int = 5000, 
         raise ValueError(f"{getattr(images, 'name', 'images')}: none of the {len(picked)} sampled images can be used")
     return matrix[:filled]
 
-
-def _part(extractor: Extractor, images: Sequence, indices: list[int], each: int, seed: int, device: Any, file: Path | None) -> np.ndarray:
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #part
+def _part(extractor: Extractor, images: Sequence, indices: list[int], each: int, seed: int, device: Any,
+          file: Path | None) -> np.ndarray:
     "Features (n, C) of `each` pixels of these images; read from `file` where it is there, else written to it."
     if file and file.is_file():
         return read_weights(file)["features"].numpy()
@@ -91,59 +99,77 @@ def _part(extractor: Extractor, images: Sequence, indices: list[int], each: int,
             save_file({"features": part.contiguous()}, temporary)
     return part.numpy() if rows else np.empty((0, 1), np.float32)
 
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #check-clusters
+def _check_clusters(clusters: int) -> None:
+    if not 1 <= clusters <= VOID:
+        raise ValueError(f"clusters is {clusters}; needed: 1 to {VOID}, for label {VOID} means void")
+
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #kmeans
 def kmeans(vectors: np.ndarray, clusters: int, seed: int = 0, method: str = "kmeans") -> np.ndarray:
     """Centres float32 (clusters, C) of vectors float32 (N, C). method: "kmeans" (faiss) or "minibatch" (scikit-learn).
 
-    Raises: `ValueError` for fewer vectors than clusters, more clusters than fit below the void label, or when faiss is not installed.
+    Raises: `ValueError` for fewer vectors than clusters, more clusters than fit below the void label, or when faiss is
+    not installed.
     """
-    if not 1 <= clusters <= VOID:
-        raise ValueError(f"clusters is {clusters}; needed: 1 to {VOID}, for label {VOID} means void")
+    _check_clusters(clusters)
     if len(vectors) < clusters:
-        raise ValueError(f"there are {len(vectors)} feature vectors for {clusters} clusters; needed: at least as many vectors, so sample more images")
+        raise ValueError(f"there are {len(vectors)} feature vectors for {clusters} clusters; needed: at least as many "
+                         "vectors, so sample more images")
     if method == "minibatch":
         model = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=seed).fit(vectors)
         return model.cluster_centers_.astype(np.float32)
     try:
         import faiss
     except ImportError:
-        raise ValueError('method "kmeans" needs faiss; pip install dense_ssl[clustering], or choose "minibatch"') from None
-    model = faiss.Kmeans(vectors.shape[1], clusters, niter=50, nredo=3, seed=seed, init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS,
-                         min_points_per_centroid=1, max_points_per_centroid=len(vectors))
+        raise ValueError('method "kmeans" needs faiss; pip install dense_ssl[clustering], or choose '
+                         '"minibatch"') from None
+    model = faiss.Kmeans(vectors.shape[1], clusters, niter=50, nredo=3, seed=seed,
+                         init_method=faiss.ClusteringInitMethod_KMEANS_PLUS_PLUS, min_points_per_centroid=1,
+                         max_points_per_centroid=len(vectors))
     model.train(vectors)
     return model.centroids
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #dbscan
 def dbscan(vectors: np.ndarray, eps: float | None = None, min_samples: int = 10, memory_gb: float = 4.0,
            seed: int = 0) -> tuple[np.ndarray, np.ndarray, float]:
-    """Core samples (M, C), their labels (M,) from 0, and eps, of DBSCAN on vectors float32 (N, C), or on as many as the memory allows.
+    """Core samples (M, C), their labels (M,) from 0, and eps, of DBSCAN on vectors float32 (N, C), or on as many as the
+    memory allows.
 
-    eps None: the 90 % quantile of the distance to the min_samples-th neighbour. Raises: `ValueError` when no or too many clusters come out.
+    eps None: the 90 % quantile of the distance to the min_samples-th neighbour. Raises: `ValueError` when no or too
+    many clusters come out.
     """
     most = int(math.sqrt(memory_gb * 1e9 / 8))
     if len(vectors) > most:
         vectors = vectors[torch.randperm(len(vectors), generator=sample_generator(seed))[:most].sort().values.numpy()]
     if not 1 <= min_samples < len(vectors):
-        raise ValueError(f"there are {len(vectors)} feature vectors and min_samples is {min_samples}; needed: more vectors than that, and at least 1")
+        raise ValueError(f"there are {len(vectors)} feature vectors and min_samples is {min_samples}; needed: more "
+                         "vectors than that, and at least 1")
     if eps is None:
-        eps = float(np.quantile(NearestNeighbors(n_neighbors=min_samples).fit(vectors).kneighbors(vectors)[0][:, -1], 0.9))
+        eps = float(np.quantile(NearestNeighbors(n_neighbors=min_samples).fit(vectors).kneighbors(vectors)[0][:, -1],
+                                0.9))
     model = DBSCAN(eps=max(eps, np.finfo(np.float32).tiny), min_samples=min_samples).fit(vectors)
     core = model.core_sample_indices_
     found = model.labels_.max(initial=-1) + 1
     if not 1 <= found <= VOID:
-        raise ValueError(f"DBSCAN with eps {eps:g} and min_samples {min_samples} found {found} clusters; needed: 1 to {VOID}, so change eps")
+        raise ValueError(f"DBSCAN with eps {eps:g} and min_samples {min_samples} found {found} clusters; needed: 1 to "
+                         f"{VOID}, so change eps")
     return vectors[core], model.labels_[core].astype(np.int64), eps
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #nearest-point
 def nearest_point(features: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Distance (N,) and index (N,) of the nearest of points (M, C) for features (N, C), in pieces of at most 64 MB of distances."""
-    pieces = [torch.cdist(piece.to(points.device), points).min(1) for piece in features.split(max(1, 2**24 // len(points)))]
+    """Distance (N,) and index (N,) of the nearest of points (M, C) for features (N, C), in pieces of at most 64 MB of
+    distances.
+    """
+    pieces = [torch.cdist(piece.to(points.device), points).min(1)
+              for piece in features.split(max(1, 2**24 // len(points)))]
     return torch.cat([p.values for p in pieces]), torch.cat([p.indices for p in pieces])
 
-
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #centres
 @dataclass(frozen=True)
 class Centres:
-    """points: float32 (M, C). labels: int64 (M,), the label of each. threshold: a feature farther than this from all is void. facts: how they came about."""
+    """points: float32 (M, C). labels: int64 (M,), the label of each. threshold: a feature farther than this from all is
+    void. facts: how they came about.
+    """
 
     points: Tensor
     labels: Tensor
@@ -170,11 +196,14 @@ class Centres:
         """Write `centres.safetensors` and, last, `centres.json` into `folder`."""
         with atomic_path(Path(folder) / "centres.safetensors") as path:
             save_file({"points": self.points.cpu().contiguous(), "labels": self.labels.cpu().contiguous()}, path)
-        write_json(Path(folder) / "centres.json", {"threshold": self.threshold, "fingerprint": self.fingerprint(), **self.facts})
+        write_json(Path(folder) / "centres.json", {"threshold": self.threshold, "fingerprint": self.fingerprint(),
+                                                   **self.facts})
 
-
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #load-centres
 def load_centres(folder: str | Path) -> Centres:
-    """The centres that `Centres.save` wrote. Raises: `ValueError` that names the file: missing, damaged, or the two do not belong together."""
+    """The centres that `Centres.save` wrote. Raises: `ValueError` that names the file: missing, damaged, or the two do
+    not belong together.
+    """
     facts, values = read_json(file := Path(folder) / "centres.json"), read_weights(Path(folder) / "centres.safetensors")
     fingerprint, threshold = facts.pop("fingerprint", None), facts.pop("threshold", math.nan)
     centres = Centres(values.get("points", torch.empty(0)), values.get("labels", torch.empty(0)), threshold, facts)
@@ -185,60 +214,73 @@ def load_centres(folder: str | Path) -> Centres:
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #images-facts
 def _images_facts(images: Sequence) -> dict[str, Any]:
     "What identifies a list of images: its version, its length, the size that they are brought to."
-    return {"version": images.version, "count": len(images), "size": json.loads(json.dumps(getattr(images, "size", None)))}
+    return {"version": images.version, "count": len(images),
+            "size": json.loads(json.dumps(getattr(images, "size", None)))}
 
-
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #check-images
 def check_images(centres: Centres, images: Sequence) -> None:
-    """Raises: `ValueError` unless these are the images that the centres were fitted on: the same file names, at the same size."""
+    """Raises: `ValueError` unless these are the images that the centres were fitted on: the same file names, at the
+    same size.
+    """
     told, now = centres.facts["images"], _images_facts(images)
     if told != now:
-        raise ValueError(f"{getattr(images, 'root', images.name)}: are not, or no longer, the images that the centres were fitted on: "
-                         f"{told['count']} (version {told['version']}, size {told['size']}) then, {now['count']} (version {now['version']}, "
-                         f"size {now['size']}) now; fit new centres in another folder, or allow changed images to label them by the old ones")
+        raise ValueError(f"{getattr(images, 'root', images.name)}: are not, or no longer, the images that the centres "
+                         f"were fitted on: {told['count']} (version {told['version']}, size {told['size']}) then, "
+                         f"{now['count']} (version {now['version']}, size {now['size']}) now; fit new centres in "
+                         "another folder, or allow changed images to label them by the old ones")
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #fit-labels
-def fit_labels(extractor: Extractor, images: Sequence, clusters: int | None = None, folder: str | Path | None = None, method: str = "kmeans",
-               sample: int = 5000, memory_gb: float = 4.0, drop: float = 0.05, eps: float | None = None, min_samples: int = 10, seed: int = 0,
-               device: str | torch.device = "cpu", allow_changed: bool = False, progress: bool = True) -> Centres:
-    """Cluster the features of a random sample of images (auxiliary-label paper, section 3); the paper's `clusters` is 1.5 times the classes.
+def fit_labels(extractor: Extractor, images: Sequence, clusters: int | None = None, folder: str | Path | None = None,
+               method: str = "kmeans", sample: int = 5000, memory_gb: float = 4.0, drop: float = 0.05,
+               eps: float | None = None, min_samples: int = 10, seed: int = 0, device: str | torch.device = "cpu",
+               allow_changed: bool = False, progress: bool = True) -> Centres:
+    """Cluster the features of a random sample of images (auxiliary-label paper, section 3); the paper's `clusters` is
+    1.5 times the classes.
 
-    images: a data set of samples with `version` and `name`. method: "kmeans" (faiss), "minibatch" or "dbscan" (with eps, min_samples,
-    without clusters). drop: share of the sample's pixels that are void. folder: centres are kept there, and found again when asked for in
-    the same way; an interrupted fit goes on there. memory_gb bounds the feature matrix; while being fitted, as much is used on the disk.
-    Raises: `ValueError` for unusable settings, features or images, or a folder with other centres, or centres of a list of images that has changed.
+    images: a data set of samples with `version` and `name`. method: "kmeans" (faiss), "minibatch" or "dbscan" (with
+    eps, min_samples, without clusters). drop: share of the sample's pixels that are void. folder: centres are kept
+    there, and found again when asked for in the same way; an interrupted fit goes on there. memory_gb bounds the
+    feature matrix; while being fitted, as much is used on the disk.
+    Raises: `ValueError` for unusable settings, features or images, or a folder with other centres, or centres of a list
+    of images that has changed.
     """
-    if method not in ("kmeans", "minibatch", "dbscan") or (method == "dbscan") != (clusters is None) or not 0 <= drop < 1:
-        raise ValueError(f'method is {method!r} with clusters {clusters} and drop {drop}; needed: "kmeans" or "minibatch" with a number of '
-                         'clusters, or "dbscan" without, and 0 <= drop < 1')
-    if clusters is not None and not 1 <= clusters <= VOID:  # before hours of features
-        raise ValueError(f"clusters is {clusters}; needed: 1 to {VOID}, for label {VOID} means void")
-    asked = {"extractor_version": extractor.fingerprint(), "method": method, "clusters": clusters, "sample": sample, "memory_gb": memory_gb,
-             "drop": drop, "eps": eps, "min_samples": min_samples, "seed": seed}
+    if (method not in ("kmeans", "minibatch", "dbscan") or (method == "dbscan") != (clusters is None)
+        or not 0 <= drop < 1):
+        raise ValueError(f'method is {method!r} with clusters {clusters} and drop {drop}; needed: "kmeans" or '
+                         '"minibatch" with a number of clusters, or "dbscan" without, and 0 <= drop < 1')
+    if clusters is not None:  # before hours of features
+        _check_clusters(clusters)
+    asked = {"extractor_version": extractor.fingerprint(), "method": method, "clusters": clusters, "sample": sample,
+             "memory_gb": memory_gb, "drop": drop, "eps": eps, "min_samples": min_samples, "seed": seed}
     if folder and (Path(folder) / "centres.json").is_file():
         return _found(Path(folder), asked, images, allow_changed)
     key = hashlib.sha256(json.dumps([asked, _images_facts(images)]).encode()).hexdigest()[:8]
     parts = Path(folder) / f".sample-{key}" if folder else None
     vectors = sample_features(extractor, images, sample, memory_gb, seed, device, parts, progress)
-    if method == "dbscan":
-        points, labels, threshold = dbscan(vectors, eps, min_samples, memory_gb, seed)
-    else:
-        points, threshold = kmeans(vectors, clusters, seed, method), math.inf
-        labels = np.arange(clusters)
-    centres = Centres(torch.from_numpy(points), torch.from_numpy(labels), threshold, {})
-    found, distance = centres.to(device).assign(torch.from_numpy(vectors))
-    if method != "dbscan":
-        centres = replace(centres, threshold=float(np.quantile(distance.cpu().numpy(), 1 - drop)))
-        found = found.masked_fill(distance > centres.threshold, VOID)
-    facts = {"extractor": extractor.settings, **asked, "images": _images_facts(images), "vectors": len(vectors),
-             "sizes": torch.bincount(found.cpu(), minlength=VOID + 1)[: int(labels.max()) + 1].tolist(), "void": (found == VOID).float().mean().item()}
-    centres = replace(centres, facts=facts)
+    points = dbscan(vectors, eps, min_samples, memory_gb, seed) if method == "dbscan" else (
+        kmeans(vectors, clusters, seed, method), np.arange(clusters), None)
+    facts = {"extractor": extractor.settings, **asked, "images": _images_facts(images), "vectors": len(vectors)}
+    centres = _with_facts(*points, vectors, drop, facts, device)
     if folder:
         centres.save(folder)
         for parts in Path(folder).glob(".sample-*"):
             shutil.rmtree(parts)
     return centres
 
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #with-facts
+def _with_facts(points: np.ndarray, labels: np.ndarray, threshold: float | None, vectors: np.ndarray, drop: float,
+                facts: dict[str, Any], device: str | torch.device) -> Centres:
+    "Centres whose threshold, where it is None, leaves the share `drop` of the vectors void, and what became of them."
+    centres = Centres(torch.from_numpy(points), torch.from_numpy(labels),
+                      math.inf if threshold is None else threshold, {})
+    found, distance = centres.to(device).assign(torch.from_numpy(vectors))
+    if threshold is None:
+        centres = replace(centres, threshold=float(np.quantile(distance.cpu().numpy(), 1 - drop)))
+        found = found.masked_fill(distance > centres.threshold, VOID)
+    sizes = torch.bincount(found.cpu(), minlength=VOID + 1)[: int(labels.max()) + 1].tolist()
+    return replace(centres, facts={**facts, "sizes": sizes, "void": (found == VOID).float().mean().item()})
 
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #found
 def _found(folder: Path, asked: dict[str, Any], images: Sequence, allow_changed: bool) -> Centres:
     "The centres of `folder`; ValueError when they are not those asked for, or the images have changed."
     centres = load_centres(folder)
@@ -251,18 +293,23 @@ def _found(folder: Path, asked: dict[str, Any], images: Sequence, allow_changed:
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #superpixel-vote
 def superpixel_vote(labels: Tensor, regions: Tensor, dropped: str = "filled") -> Tensor:
-    """The most common label of every superpixel: labels int (H, W), 0 to 254 or 255 = void, regions int (H, W) from 0 -> int64 (H, W).
+    """The most common label of every superpixel: labels int (H, W), 0 to 254 or 255 = void, regions int (H, W) from 0
+    -> int64 (H, W).
 
-    dropped: "filled", "votes" or "kept", what void pixels do. Raises: `ValueError` for two sizes, a label or a region out of range, another `dropped`.
+    dropped: "filled", "votes" or "kept", what void pixels do. Raises: `ValueError` for two sizes, a label or a region
+    out of range, another `dropped`.
     """
     if labels.shape != regions.shape or labels.ndim != 2:
-        raise ValueError(f"labels are {tuple(labels.shape)} and superpixels {tuple(regions.shape)}; needed: the same (H, W)")
+        raise ValueError(f"labels are {tuple(labels.shape)} and superpixels {tuple(regions.shape)}; needed: the same "
+                         "(H, W)")
     if dropped not in ("filled", "votes", "kept"):
         raise ValueError(f'dropped is {dropped!r}; needed: "filled", "votes" or "kept"')
     ids, groups = labels.cpu().numpy().astype(np.int64), regions.cpu().numpy().astype(np.int64)
     if ids.min() < 0 or ids.max() > VOID or groups.min() < 0:
-        raise ValueError(f"labels are {ids.min()} to {ids.max()}, superpixels from {groups.min()}; needed: 0 to {VOID}, from 0")
-    counts = np.bincount((groups * (VOID + 1) + ids).ravel(), minlength=(groups.max() + 1) * (VOID + 1)).reshape(-1, VOID + 1)
+        raise ValueError(f"labels are {ids.min()} to {ids.max()}, superpixels from {groups.min()}; needed: 0 to "
+                         f"{VOID}, from 0")
+    K = VOID + 1
+    counts = np.bincount((groups * K + ids).ravel(), minlength=(groups.max() + 1) * K).reshape(-1, K)
     if dropped != "votes":
         counts[:, VOID] = 0
     winner = np.where(counts.any(1), counts.argmax(1), VOID)[groups]  # numpy's argmax is the first of equals
@@ -270,31 +317,36 @@ def superpixel_vote(labels: Tensor, regions: Tensor, dropped: str = "filled") ->
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #image-superpixels
 def image_superpixels(image: Tensor, area: float = 256.0, compactness: float = 10.0, sigma: float = 1.0) -> Tensor:
-    """SLIC superpixels of about `area` pixels each: image uint8 (3, H, W) -> int64 (H, W) from 0. See `geometry.superpixels.superpixels`."""
+    """SLIC superpixels of about `area` pixels each: image uint8 (3, H, W) -> int64 (H, W) from 0. See
+    `geometry.superpixels.superpixels`.
+    """
     if not area >= 1:
         raise ValueError(f"superpixel_area is {area}; needed: at least 1 pixel")
     count = max(1, round(image.shape[-2] * image.shape[-1] / area))
-    return torch.from_numpy(superpixels(image.permute(1, 2, 0).contiguous().numpy(), count, compactness, sigma).astype(np.int64))
+    return torch.from_numpy(superpixels(image.permute(1, 2, 0).contiguous().numpy(), count, compactness,
+                                        sigma).astype(np.int64))
 
-
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #auxiliarylabels
 class AuxiliaryLabels:
-    """An image uint8 (3, H, W) to its labels int64 (H, W), 255 = void, and its superpixels int64 (H, W) (None without a vote).
+    """An image uint8 (3, H, W) to its labels int64 (H, W), 255 = void, and its superpixels int64 (H, W) (None without a
+    vote).
 
-    centres: a folder, or `Centres`. extractor: None builds the one that the centres were fitted with. superpixel_area: mean area in
-    pixels, None = no vote; compactness, sigma: of SLIC. dropped: see `superpixel_vote`.
+    centres: a folder, or `Centres`. extractor: None builds the one that the centres were fitted with. superpixel_area:
+    mean area in pixels, None = no vote; compactness, sigma: of SLIC. dropped: see `superpixel_vote`.
     Raises: `ValueError` for missing or damaged centres, another extractor than theirs, features that are not finite.
     """
 
-    def __init__(self, centres: Centres | str | Path, extractor: Extractor | None = None, superpixel_area: float | None = 256.0,
-                 compactness: float = 10.0, sigma: float = 1.0, dropped: str = "filled", device: str | torch.device = "cpu"):
+    def __init__(self, centres: Centres | str | Path, extractor: Extractor | None = None,
+                 superpixel_area: float | None = 256.0, compactness: float = 10.0, sigma: float = 1.0,
+                 dropped: str = "filled", device: str | torch.device = "cpu"):
         self.centres = (centres if isinstance(centres, Centres) else load_centres(centres)).to(device)
         facts = self.centres.facts
         if extractor is None and facts["extractor"] is None:
             raise ValueError("the centres were fitted with a network of your own; give that extractor")
         self.extractor = (extractor or build_extractor(**facts["extractor"])).to(device)
         if self.extractor.fingerprint() != facts["extractor_version"]:
-            raise ValueError(f"the extractor's fingerprint is {self.extractor.fingerprint()}, the centres were fitted with "
-                             f"{facts['extractor_version']}; needed: the same weights, scales and stride")
+            raise ValueError(f"the extractor's fingerprint is {self.extractor.fingerprint()}, the centres were fitted "
+                             f"with {facts['extractor_version']}; needed: the same weights, scales and stride")
         self.area, self.slic, self.dropped, self.device = superpixel_area, (compactness, sigma), dropped, device
 
     def unvoted(self, image: Tensor, name: str = "image") -> Tensor:
@@ -312,12 +364,14 @@ class AuxiliaryLabels:
         return superpixel_vote(labels, regions, self.dropped), regions
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #auxiliary
-def auxiliary(fingerprint: str, centres: str, images: dict[str, Any] | None = None, superpixel_area: float | None = 256.0, compactness: float = 10.0,
-              sigma: float = 1.0, dropped: str = "filled", device: str = "cpu") -> Callable[[Sample], Tensor]:
+def auxiliary(fingerprint: str, centres: str, images: dict[str, Any] | None = None,
+              superpixel_area: float | None = 256.0, compactness: float = 10.0, sigma: float = 1.0,
+              dropped: str = "filled", device: str = "cpu") -> Callable[[Sample], Tensor]:
     """A maker of label maps for `data.prepare`; its `kind` is "auxiliary".
 
-    fingerprint: that the centres in the folder `centres` must have. images: arguments of `ImageFolder`, whose list must be the one that the
-    centres were fitted on; None: new images. The others: see `AuxiliaryLabels`. Raises: `ValueError` when a check fails.
+    fingerprint: that the centres in the folder `centres` must have. images: arguments of `ImageFolder`, whose list must
+    be the one that the centres were fitted on; None: new images. The others: see `AuxiliaryLabels`. Raises:
+    `ValueError` when a check fails.
     """
     found = load_centres(centres)
     if found.fingerprint() != fingerprint:
@@ -332,9 +386,12 @@ def auxiliary(fingerprint: str, centres: str, images: dict[str, Any] | None = No
     make.kind = "auxiliary"
     return make
 
-
-def superpixel_map(superpixel_area: float = 256.0, compactness: float = 10.0, sigma: float = 1.0, device: str = "cpu") -> Callable[[Sample], Tensor]:
-    """A maker of superpixel maps for `data.prepare`, those that `AuxiliaryLabels` votes with; its `kind` is "superpixels". SLIC has no use for `device`."""
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #superpixel-map
+def superpixel_map(superpixel_area: float = 256.0, compactness: float = 10.0, sigma: float = 1.0,
+                   device: str = "cpu") -> Callable[[Sample], Tensor]:
+    """A maker of superpixel maps for `data.prepare`, those that `AuxiliaryLabels` votes with; its `kind` is
+    "superpixels". SLIC has no use for `device`.
+    """
 
     def make(sample: Sample) -> Tensor:
         return image_superpixels(sample.image, superpixel_area, compactness, sigma)
@@ -342,12 +399,13 @@ def superpixel_map(superpixel_area: float = 256.0, compactness: float = 10.0, si
     make.kind = "superpixels"
     return make
 
-
-def auxiliary_job(centres: str | Path, images: dict[str, Any], out: str | Path, allow_changed: bool = False, device: str = "cpu",
-                  strict: bool = False, **vote: Any) -> Job:
+# %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #auxiliary-job
+def auxiliary_job(centres: str | Path, images: dict[str, Any], out: str | Path, allow_changed: bool = False,
+                  device: str = "cpu", strict: bool = False, **vote: Any) -> Job:
     """The job that writes the labels of `images` (arguments of `ImageFolder`) by saved centres into the tree `out`.
 
-    allow_changed: they need not be the images that the centres were fitted on. vote: superpixel_area, compactness, sigma, dropped.
+    allow_changed: they need not be the images that the centres were fitted on. vote: superpixel_area, compactness,
+    sigma, dropped.
     """
     # what decides the maps is kept in the tree; where things lie is not, so that a tree may be moved
     return Job(factory="dense_ssl.positives.auxiliary_labels:auxiliary", images=images, out=str(out), strict=strict,

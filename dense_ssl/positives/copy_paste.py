@@ -21,13 +21,15 @@ from ..data.views import Colour, Sample
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #copypaste
 class CopyPaste(BaseModel, extra="forbid", frozen=True):
-    """The choices of copy-paste (CPCDR section 3.3, supplement C, D). Sizes are pixels of an image `reference_height` high.
+    """The choices of copy-paste (CPCDR section 3.3, supplement C, D). Sizes are pixels of an image `reference_height`
+    high.
 
-    images: M, of a group; 0 = off, each image gives two plain scenes. expectation: (e_1, e_2), how often each region is pasted in a round, on average
-    (the code: 2, 4). factor: range of the resizing s, drawn uniformly in 1/s. height_jitter: h_t. min_height, min_width: smaller regions stay out.
-    code_filter: also those with both sides < 32, and those that span 95 % of the image both ways. depth_mix: keep the nearer pixel, else the later.
-    soft_edge: blend image and disparity over a 3x3 Gaussian. flip: its probability. colour: jitter, grey and blur of a region; it cannot be solarised.
-    blur: range of the blur's sigma.
+    images: M, of a group; 0 = off, each image gives two plain scenes. expectation: (e_1, e_2), how often each region is
+    pasted in a round, on average (the code: 2, 4). factor: range of the resizing s, drawn uniformly in 1/s.
+    height_jitter: h_t. min_height, min_width: smaller regions stay out. code_filter: also those with both sides < 32,
+    and those that span 95 % of the image both ways. depth_mix: keep the nearer pixel, else the later. soft_edge: blend
+    image and disparity over a 3x3 Gaussian. flip: its probability. colour: jitter, grey and blur of a region; it cannot
+    be solarised. blur: range of the blur's sigma.
     """
 
     images: Annotated[int, Field(ge=0)] = 8
@@ -55,26 +57,30 @@ class CopyPaste(BaseModel, extra="forbid", frozen=True):
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #regions
 class _Regions(NamedTuple):
-    """source, id (R,): sample, and id in its map. box (R, 4): top, left, bottom, right in pixels. grey (R,): mean, 0 to 255."""
+    """source, id (R,): sample, and id in its map. box (R, 4): top, left, bottom, right in pixels. grey (R,): mean, 0 to
+    255.
+    """
 
     source: np.ndarray
     id: np.ndarray
     box: np.ndarray
     grey: np.ndarray
 
-
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #in-one
 def _in_one(sample: Sample) -> _Regions:
     "All regions of one sample, with source 0."
     ids, bins = np.unique(sample.regions.numpy(), return_inverse=True)     # ids may be far apart
     none = int((ids < 0).sum())
     ids, bins = ids[none:], np.maximum(bins - none + 1, 0)                  # bin 0: no region
     windows = find_objects(bins.astype(np.int32), len(ids))
-    box = np.array([(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in windows], np.int64).reshape(-1, 4)
+    box = np.array([(rows.start, columns.start, rows.stop, columns.stop) for rows, columns in windows],
+                   np.int64).reshape(-1, 4)
     r, g, b = sample.image.numpy().astype(np.float32)
-    grey = np.bincount(bins.ravel(), (0.299 * r + 0.587 * g + 0.114 * b).ravel(), len(ids) + 1) / np.maximum(np.bincount(bins.ravel()), 1)
+    grey = (np.bincount(bins.ravel(), (0.299 * r + 0.587 * g + 0.114 * b).ravel(), len(ids) + 1)
+            / np.maximum(np.bincount(bins.ravel()), 1))
     return _Regions(np.zeros_like(ids), ids, box, grey[1:])
 
-
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #competing
 def _competing(samples: list[Sample], config: CopyPaste) -> _Regions:
     "The regions of all samples that are large enough."
     kept = []
@@ -89,8 +95,10 @@ def _competing(samples: list[Sample], config: CopyPaste) -> _Regions:
     return _Regions(*(np.concatenate(columns) for columns in zip(*kept, strict=True)))
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #affine
-def _affine(box: np.ndarray, factor: np.ndarray, jitter: np.ndarray, middle: np.ndarray, flip: np.ndarray, source: np.ndarray, height: int) -> np.ndarray:
-    """Transforms (n, 3, 3), source pixel to scene pixel, of boxes (n, 4) from images `source` (n,) pixels high into one of `height`.
+def _affine(box: np.ndarray, factor: np.ndarray, jitter: np.ndarray, middle: np.ndarray, flip: np.ndarray,
+            source: np.ndarray, height: int) -> np.ndarray:
+    """Transforms (n, 3, 3), source pixel to scene pixel, of boxes (n, 4) from images `source` (n,) pixels high into one
+    of `height`.
 
     jitter: pixels. middle: where the middle of the box lands, from the scene's left edge, in pixels.
     """
@@ -105,9 +113,13 @@ def _affine(box: np.ndarray, factor: np.ndarray, jitter: np.ndarray, middle: np.
 _LUMA = np.array([0.299, 0.587, 0.114])
 
 
-def _colour_matrices(brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, hue: np.ndarray, grey: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    "Affine maps of RGB, float32 (n, 3, 4), from factors (n,), hue in turns, `grey` bool, and the mean grey (n,) of what they are for."
-    def steps(share):                                                       # (n, 3, 3): share of the colour, the rest of its grey
+def _colour_matrices(brightness: np.ndarray, contrast: np.ndarray, saturation: np.ndarray, hue: np.ndarray,
+                     grey: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Affine maps of RGB, float32 (n, 3, 4), from factors (n,), hue in turns, `grey` bool, and the mean grey (n,) of
+    what they are for.
+    """
+    # (n, 3, 3): share of the colour, the rest of its grey
+    def steps(share):
         return share[:, None, None] * np.eye(3) + (1 - share)[:, None, None] * _LUMA
 
     angle = 2 * np.pi * hue[:, None, None]
@@ -130,12 +142,13 @@ def _mask(disparity, depth, labels, region, top, left, rows, columns, sx, tx, s,
         if 0 <= y < labels.shape[0]:
             for j in range(columns):
                 x = int(math.floor((left + j - tx) / sx + 0.5))
-                if 0 <= x < labels.shape[1] and labels[y, x] == region and not (depth_mix and s * depth[y, x] <= disparity[top + i, left + j]):
+                if (0 <= x < labels.shape[1] and labels[y, x] == region
+                    and not (depth_mix and s * depth[y, x] <= disparity[top + i, left + j])):
                     mask[i, j] = True
                     shown += 1
     return mask, shown
 
-
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #opacity
 @njit(cache=True)
 def _opacity(mask, soft):
     "The mask as float32, smoothed by a 3x3 Gaussian if `soft`; beyond its border the mask goes on as it is there."
@@ -143,16 +156,20 @@ def _opacity(mask, soft):
     across, both = np.zeros((rows, columns), np.float32), np.zeros((rows, columns), np.float32)
     for i in range(rows):
         for j in range(columns):
-            across[i, j] = (mask[i, max(j - 1, 0)] + 2 * mask[i, j] + mask[i, min(j + 1, columns - 1)]) / 4 if soft else mask[i, j]
+            across[i, j] = (mask[i, max(j - 1, 0)] + 2 * mask[i, j]
+                            + mask[i, min(j + 1, columns - 1)]) / 4 if soft else mask[i, j]
     for i in range(rows):
         for j in range(columns):
-            both[i, j] = (across[max(i - 1, 0), j] + 2 * across[i, j] + across[min(i + 1, rows - 1), j]) / 4 if soft else across[i, j]
+            both[i, j] = (across[max(i - 1, 0), j] + 2 * across[i, j]
+                          + across[min(i + 1, rows - 1), j]) / 4 if soft else across[i, j]
     return both
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #colours
 @njit(cache=True)
 def _colours(picture, opacity, everywhere, top, left, sx, tx, s, ty):
-    "Colours (3, rows, columns) of a window, where its opacity is above 0 or everywhere: means of n x n bilinear samples of the source."
+    """Colours (3, rows, columns) of a window, where its opacity is above 0 or everywhere: means of n x n bilinear
+    samples of the source.
+    """
     rows, columns = opacity.shape
     last_y, last_x = picture.shape[1] - 1, picture.shape[2] - 1
     out = np.zeros((3, rows, columns), np.float32)
@@ -172,13 +189,16 @@ def _colours(picture, opacity, everywhere, top, left, sx, tx, s, ty):
                     x0 = int(x)
                     x1, u = min(x0 + 1, last_x), np.float32(x - x0)
                     a00, a01, a10, a11 = (1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u
-                    r += a00 * picture[0, y0, x0] + a01 * picture[0, y0, x1] + a10 * picture[0, y1, x0] + a11 * picture[0, y1, x1]
-                    g += a00 * picture[1, y0, x0] + a01 * picture[1, y0, x1] + a10 * picture[1, y1, x0] + a11 * picture[1, y1, x1]
-                    b += a00 * picture[2, y0, x0] + a01 * picture[2, y0, x1] + a10 * picture[2, y1, x0] + a11 * picture[2, y1, x1]
+                    r += (a00 * picture[0, y0, x0] + a01 * picture[0, y0, x1]
+                          + a10 * picture[0, y1, x0] + a11 * picture[0, y1, x1])
+                    g += (a00 * picture[1, y0, x0] + a01 * picture[1, y0, x1]
+                          + a10 * picture[1, y1, x0] + a11 * picture[1, y1, x1])
+                    b += (a00 * picture[2, y0, x0] + a01 * picture[2, y0, x1]
+                          + a10 * picture[2, y1, x0] + a11 * picture[2, y1, x1])
             out[0, i, j], out[1, i, j], out[2, i, j] = r * weight, g * weight, b * weight
     return out
 
-
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #blurred
 @njit(cache=True)
 def _blurred(colours, sigma):
     "A Gaussian of `sigma` pixels over each channel of (3, rows, columns); the border's values go on beyond it."
@@ -200,7 +220,8 @@ def _blurred(colours, sigma):
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #paste
 @njit(cache=True)
-def _paste(image, disparity, instance, number, picture, depth, labels, region, box, matrix, colour, sigma, soft, depth_mix):
+def _paste(image, disparity, instance, number, picture, depth, labels, region, box, matrix, colour, sigma, soft,
+           depth_mix):
     "Paste one region into a scene, in place; returns how many pixels show it. sigma: 0 = no blur."
     sx, tx, s, ty = matrix[0, 0], matrix[0, 2], matrix[1, 1], matrix[1, 2]
     x0, x1 = sx * (box[1] - 0.5) + tx, sx * (box[3] - 0.5) + tx
@@ -209,7 +230,8 @@ def _paste(image, disparity, instance, number, picture, depth, labels, region, b
     bottom = min(int(math.ceil(s * (box[2] - 0.5) + ty)) + 2, instance.shape[0])
     if left >= right or top >= bottom:
         return 0
-    mask, shown = _mask(disparity, depth, labels, region, top, left, bottom - top, right - left, sx, tx, s, ty, depth_mix)
+    mask, shown = _mask(disparity, depth, labels, region, top, left, bottom - top, right - left, sx, tx, s, ty,
+                        depth_mix)
     if shown == 0:
         return 0
     opacity = _opacity(mask, soft)
@@ -222,9 +244,11 @@ def _paste(image, disparity, instance, number, picture, depth, labels, region, b
             a = opacity[i, j]
             if a > 0:
                 for c in range(3):
-                    new = colour[c, 0] * colours[0, i, j] + colour[c, 1] * colours[1, i, j] + colour[c, 2] * colours[2, i, j] + colour[c, 3]
+                    new = (colour[c, 0] * colours[0, i, j] + colour[c, 1] * colours[1, i, j]
+                           + colour[c, 2] * colours[2, i, j] + colour[c, 3])
                     old = image[c, top + i, left + j]
-                    image[c, top + i, left + j] = np.uint8(a * min(max(new, np.float32(0)), np.float32(255)) + (1 - a) * old + np.float32(0.5))
+                    image[c, top + i, left + j] = np.uint8(a * min(max(new, np.float32(0)), np.float32(255))
+                                                           + (1 - a) * old + np.float32(0.5))
                 x = min(max(int(math.floor((left + j - tx) / sx + 0.5)), 0), labels.shape[1] - 1)
                 disparity[top + i, left + j] = a * np.float32(s) * depth[y, x] + (1 - a) * disparity[top + i, left + j]
                 if mask[i, j]:
@@ -236,9 +260,10 @@ def _paste(image, disparity, instance, number, picture, depth, labels, region, b
 class Scene:
     """A background with P pastes.
 
-    image: uint8 (3, H, W). disparity: float32 (H, W), 0 = unknown or infinitely far. instance: int32 (H, W), 0 = the background, k = the k-th paste
-    shows. transforms: float64 (P + 1, 3, 3), source pixel (x, y, 1) to scene pixel, row 0 the identity. source: int64 (P + 1,), which of the M
-    samples. region: int64 (P + 1,), id in that sample's `regions`; -1 for the background.
+    image: uint8 (3, H, W). disparity: float32 (H, W), 0 = unknown or infinitely far. instance: int32 (H, W), 0 = the
+    background, k = the k-th paste shows. transforms: float64 (P + 1, 3, 3), source pixel (x, y, 1) to scene pixel, row
+    0 the identity. source: int64 (P + 1,), which of the M samples. region: int64 (P + 1,), id in that sample's
+    `regions`; -1 for the background.
     """
 
     image: Tensor
@@ -248,13 +273,14 @@ class Scene:
     source: Tensor
     region: Tensor
 
-
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #disparity
 def _disparity(sample: Sample) -> np.ndarray:
     "float32 (H, W), larger = nearer, 0 where the sample has no valid depth."
     if sample.depth is None:
         return np.zeros(sample.image.shape[-2:], np.float32)
     good = sample.depth.isfinite() & (sample.depth > 0)
-    return torch.where(good, sample.depth if sample.depth_kind == "disparity" else 1 / sample.depth, 0).float().contiguous().numpy()
+    return torch.where(good, sample.depth if sample.depth_kind == "disparity" else 1 / sample.depth,
+                       0).float().contiguous().numpy()
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #draw
 class _Draw(NamedTuple):
@@ -263,33 +289,40 @@ class _Draw(NamedTuple):
     colour: np.ndarray  # (P, 3, 4)
     sigma: np.ndarray  # (P,)
 
-
-def _draw(regions: _Regions, count: int, heights: np.ndarray, size: tuple[int, int], config: CopyPaste, generator: torch.Generator) -> _Draw:
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #draw-def
+def _draw(regions: _Regions, count: int, heights: np.ndarray, size: tuple[int, int], config: CopyPaste,
+          generator: torch.Generator) -> _Draw:
     "`count` pastes into a scene of `size` = (H, W); heights (M,): of the sources."
     rounds = -(-count // max(1, len(regions.id)))
-    which = torch.cat([torch.randperm(len(regions.id), generator=generator) for _ in range(rounds)] or [torch.zeros(0, dtype=torch.long)])[:count].numpy()
+    which = torch.cat([torch.randperm(len(regions.id), generator=generator) for _ in range(rounds)]
+                      or [torch.zeros(0, dtype=torch.long)])[:count].numpy()
     u = torch.rand((12, count), generator=generator, dtype=torch.float64).numpy()
     unit, jitter, colour = size[0] / config.reference_height, config.height_jitter, config.colour
     farther = 1 / config.factor[1] + u[0] * (1 / config.factor[0] - 1 / config.factor[1])
-    transforms = _affine(regions.box[which], 1 / farther, (2 * u[1] - 1) * jitter * unit, u[2] * size[1], u[3] < config.flip,
-                         heights[regions.source[which]], size[0])
-    strengths = [max(0.0, 1 - v) + u[4 + k] * (1 + v - max(0.0, 1 - v)) for k, v in enumerate((colour.brightness, colour.contrast, colour.saturation))]
+    transforms = _affine(regions.box[which], 1 / farther, (2 * u[1] - 1) * jitter * unit, u[2] * size[1],
+                         u[3] < config.flip, heights[regions.source[which]], size[0])
+    strengths = [max(0.0, 1 - v) + u[4 + k] * (1 + v - max(0.0, 1 - v))
+                 for k, v in enumerate((colour.brightness, colour.contrast, colour.saturation))]
     jittered = u[8] < colour.jitter_p
-    matrices = _colour_matrices(*(np.where(jittered, v, 1) for v in strengths), np.where(jittered, (2 * u[7] - 1) * colour.hue, 0),
-                                u[9] < colour.grey_p, regions.grey[which])
+    matrices = _colour_matrices(*(np.where(jittered, v, 1) for v in strengths),
+                                np.where(jittered, (2 * u[7] - 1) * colour.hue, 0), u[9] < colour.grey_p,
+                                regions.grey[which])
     sigma = np.where(u[10] < colour.blur_p, (config.blur[0] + u[11] * (config.blur[1] - config.blur[0])) * unit, 0)
     return _Draw(which, transforms, matrices, sigma)
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #copy-paste-2
 def copy_paste(samples: list[Sample], config: CopyPaste, generator: torch.Generator) -> list[Scene]:
-    """Two rounds of copy-paste over a group: M samples -> 2M scenes, those of the first round first (CPCDR Algorithm 2).
+    """Two rounds of copy-paste over a group: M samples -> 2M scenes, those of the first round first (CPCDR Algorithm
+    2).
 
-    samples: `config.images` of them (any number where that is 0), each with `regions`, all or none with `depth`; sizes may differ, and a scene has
-    its background's. A function of `generator`. Raises: `ValueError` for another number, absent regions, depth in some samples only.
+    samples: `config.images` of them (any number where that is 0), each with `regions`, all or none with `depth`; sizes
+    may differ, and a scene has its background's. A function of `generator`. Raises: `ValueError` for another number,
+    absent regions, depth in some samples only.
     """
     _check(samples, config)
     disparities = [_disparity(s) for s in samples]
-    sources = [(s.image.contiguous().numpy(), d, s.regions.contiguous().numpy()) if config.images else None for s, d in zip(samples, disparities, strict=True)]
+    sources = [(s.image.contiguous().numpy(), d, s.regions.contiguous().numpy()) if config.images else None
+               for s, d in zip(samples, disparities, strict=True)]
     regions = _competing(samples, config) if config.images else None
     heights, total, scenes = np.array([s.image.shape[1] for s in samples]), len(regions.id) if regions else 0, []
     mixed = config.depth_mix and samples[0].depth is not None
@@ -297,24 +330,28 @@ def copy_paste(samples: list[Sample], config: CopyPaste, generator: torch.Genera
         counts = np.diff(np.floor(expected * total * np.arange(len(samples) + 1) / len(samples) + 1e-9)).astype(int)
         for k, (sample, count) in enumerate(zip(samples, counts, strict=True)):
             image, disparity, size = sample.image.numpy().copy(), disparities[k].copy(), tuple(sample.image.shape[1:])
-            instance, transforms, source, region = np.zeros(size, np.int32), np.eye(3)[None], np.array([k]), np.array([-1])
+            instance, transforms, source, region = (np.zeros(size, np.int32), np.eye(3)[None], np.array([k]),
+                                                    np.array([-1]))
             if count:
                 draw = _draw(regions, int(count), heights, size, config, generator)
                 for i, r in enumerate(draw.which):
-                    _paste(image, disparity, instance, i + 1, *sources[regions.source[r]], regions.id[r], regions.box[r], draw.transforms[i],
-                           draw.colour[i], draw.sigma[i], config.soft_edge, mixed)
-                transforms, source, region = (np.concatenate(pair) for pair in (
-                    (transforms, draw.transforms), (source, regions.source[draw.which]), (region, regions.id[draw.which])))
+                    _paste(image, disparity, instance, i + 1, *sources[regions.source[r]], regions.id[r],
+                           regions.box[r], draw.transforms[i], draw.colour[i], draw.sigma[i], config.soft_edge, mixed)
+                transforms, source, region = (np.concatenate(pair)
+                                              for pair in ((transforms, draw.transforms),
+                                                           (source, regions.source[draw.which]),
+                                                           (region, regions.id[draw.which])))
             scenes.append(Scene(*map(torch.from_numpy, (image, disparity, instance, transforms, source, region))))
     return scenes
 
-
+# %% ../../nbs/03_positives/01_copy_paste.ipynb #check
 def _check(samples: list[Sample], config: CopyPaste) -> None:
     if not samples or (config.images and len(samples) != config.images):
         raise ValueError(f"there are {len(samples)} samples; a group needs {config.images or 'at least 1'}")
     with_depth = sum(s.depth is not None for s in samples)
     if 0 < with_depth < len(samples):
-        raise ValueError(f"{len(samples) - with_depth} of {len(samples)} samples have no depth; give it to all or to none")
+        raise ValueError(f"{len(samples) - with_depth} of {len(samples)} samples have no depth; give it to all or to "
+                         "none")
     for sample in samples if config.images else ():
         if sample.regions is None:
             raise ValueError(f"{sample.name} has no regions; copy-paste needs them (or images 0)")

@@ -6,7 +6,7 @@
 __all__ = ['PRI3D', 'shown_points', 'project_sets', 'Matches', 'Cloud', 'voxelise', 'PosedViews']
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #93e6f04f
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -19,12 +19,15 @@ from ..geometry.camera import backproject, resize_intrinsics
 from ..geometry.reprojection import match_pixels, visible
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #shown-points
-def shown_points(points: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: float = 0.05, radius: float = 0.0) -> Tensor:
-    """Which point of a scene each pixel shows: int64 (H, W), a row of `points`, -1 = none (a pixel without depth has none).
+def shown_points(points: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: float = 0.05,
+                 radius: float = 0.0) -> Tensor:
+    """Which point of a scene each pixel shows: int64 (H, W), a row of `points`, -1 = none (a pixel without depth has
+    none).
 
-    points: floating (P, 3), world. depth: (H, W) metres, K: (3, 3), pose: (4, 4) camera to world, as for `geometry.reprojection.visible`.
-    tolerance: metres by which the depth of a point may differ from that of the pixel that shows it. radius: pixels; a pixel may show a point
-    that falls on another one no further away. Raises: `ValueError` as `visible` does, and for a negative radius.
+    points: floating (P, 3), world. depth: (H, W) metres, K: (3, 3), pose: (4, 4) camera to world, as for
+    `geometry.reprojection.visible`. tolerance: metres by which the depth of a point may differ from that of the pixel
+    that shows it. radius: pixels; a pixel may show a point that falls on another one no further away. Raises:
+    `ValueError` as `visible` does, and for a negative radius.
     """
     if not radius >= 0:
         raise ValueError(f"radius is {radius}; needs at least 0 pixels")
@@ -36,12 +39,16 @@ def shown_points(points: Tensor, depth: Tensor, K: Tensor, pose: Tensor, toleran
     least = away.new_full((H * W,), torch.inf).scatter_reduce_(0, flat, away, "amin")
     best = away == least[flat]
     row = torch.full((H * W,), none).scatter_reduce_(0, flat[best], best.nonzero()[:, 0], "amin").view(H, W)
-    index = torch.cat([index, index.new_full((1,), -1)])                               # row of `camera` to row of `points`, none to -1
+    # row of `camera` to row of `points`, none to -1
+    index = torch.cat([index, index.new_full((1,), -1)])
     return index[_spread(row, none, camera, surface, tolerance, int(radius), radius) if radius >= 1 else row]
 
-
-def _spread(row: Tensor, none: int, camera: Tensor, surface: Tensor, tolerance: float, reach: int, radius: float) -> Tensor:
-    "The row of `camera` (n, 3) nearest to each pixel's point in `surface` (3, H, W), of those that pixels within `radius` hold."
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #spread
+def _spread(row: Tensor, none: int, camera: Tensor, surface: Tensor, tolerance: float, reach: int,
+            radius: float) -> Tensor:
+    """The row of `camera` (n, 3) nearest to each pixel's point in `surface` (3, H, W), of those that pixels within
+    `radius` hold.
+    """
     (H, W), held = row.shape, row < none
     where = camera.new_full((3, H, W), torch.inf)
     where[:, held] = camera[row[held]].T
@@ -58,14 +65,18 @@ def _spread(row: Tensor, none: int, camera: Tensor, surface: Tensor, tolerance: 
     return row
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #project-sets
-def project_sets(points: Tensor, sets: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: float = 0.05, radius: float = 4.0) -> Tensor:
-    """The projection of each set into a frame (geometric sets, section 3.2): int64 (H, W), the set of the point that a pixel shows, -1 = none.
+def project_sets(points: Tensor, sets: Tensor, depth: Tensor, K: Tensor, pose: Tensor, tolerance: float = 0.05,
+                 radius: float = 4.0) -> Tensor:
+    """The projection of each set into a frame (geometric sets, section 3.2): int64 (H, W), the set of the point that a
+    pixel shows, -1 = none.
 
-    points: floating (P, 3), world. sets: int (P,), negative = none. The others as for `shown_points`, which says what a pixel shows; a pixel
-    whose point has no set has none. Raises: `ValueError` as `shown_points` does, and for sets of another shape or type.
+    points: floating (P, 3), world. sets: int (P,), negative = none. The others as for `shown_points`, which says what a
+    pixel shows; a pixel whose point has no set has none. Raises: `ValueError` as `shown_points` does, and for sets of
+    another shape or type.
     """
     if sets.shape != points.shape[:1] or sets.is_floating_point():
-        raise ValueError(f"sets are {sets.dtype} {tuple(sets.shape)} for points {tuple(points.shape)}; needs whole numbers (P,)")
+        raise ValueError(f"sets are {sets.dtype} {tuple(sets.shape)} for points {tuple(points.shape)}; needs whole "
+                         "numbers (P,)")
     index = shown_points(points, depth, K, pose, tolerance, radius)
     if not len(sets):
         return index
@@ -76,28 +87,27 @@ def project_sets(points: Tensor, sets: Tensor, depth: Tensor, K: Tensor, pose: T
 class Matches:
     """Pixels of two views that show the same point of space.
 
-    pair: int64 (N,), which pair of the batch. first, second: int64 (N, 2), row and column in its first and in its second view. counts: pairs,
-    pairs_without_match, pairs_without_common_set, matches, common_sets. most: matches of one pair, where known.
+    pair: int64 (N,), which pair of the batch. first, second: int64 (N, 2), row and column in its first and in its
+    second view. most: matches of one pair, where known.
     """
 
     pair: Tensor
     first: Tensor
     second: Tensor
-    counts: dict[str, int] = field(default_factory=dict)
     most: int | None = None
 
     def to(self, device: torch.device | str) -> "Matches":
         """The same matches with every tensor on `device`."""
-        return Matches(*(t.to(device, non_blocking=True) for t in (self.pair, self.first, self.second)), self.counts, self.most)
+        return Matches(*(t.to(device, non_blocking=True) for t in (self.pair, self.first, self.second)), self.most)
 
-
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #cloud
 @dataclass(slots=True)
 class Cloud:
     """What the pairs of a batch see of their scenes, as voxels, and pixels that show them.
 
-    voxels: int32 (V, 4), pair, x, y, z, each row once; x, y, z from 0, along the axes of the world. colours: float32 (V, 3) in [-1, 1].
-    match_voxel: int64 (M,), a row of voxels. match_pixel: int64 (M, 4), pair, view (0 = first, 1 = second), row, column. most: matches of one
-    view, where known.
+    voxels: int32 (V, 4), pair, x, y, z, each row once; x, y, z from 0, along the axes of the world. colours: float32
+    (V, 3) in [-1, 1]. match_voxel: int64 (M,), a row of voxels. match_pixel: int64 (M, 4), pair, view (0 = first, 1 =
+    second), row, column. most: matches of one view, where known.
     """
 
     voxels: Tensor
@@ -108,14 +118,16 @@ class Cloud:
 
     def to(self, device: torch.device | str) -> "Cloud":
         """The same cloud with every tensor on `device`."""
-        return Cloud(*(t.to(device, non_blocking=True) for t in (self.voxels, self.colours, self.match_voxel, self.match_pixel)), self.most)
+        tensors = self.voxels, self.colours, self.match_voxel, self.match_pixel
+        return Cloud(*(t.to(device, non_blocking=True) for t in tensors), self.most)
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #voxelise
 def voxelise(points: Tensor, colours: Tensor, voxel: float = 0.02) -> tuple[Tensor, Tensor, Tensor]:
     """The voxels that a cloud fills, in a grid aligned with the world and counted from the cloud's lowest corner.
 
-    points: floating (P, 3), metres. colours: uint8 (P, 3). voxel: side, metres. Returns: int32 (V, 3), each voxel once; its mean colour, float32
-    (V, 3) in [-1, 1]; the voxel of each point, int64 (P,). Raises: `ValueError` for a voxel that is not positive.
+    points: floating (P, 3), metres. colours: uint8 (P, 3). voxel: side, metres. Returns: int32 (V, 3), each voxel once;
+    its mean colour, float32 (V, 3) in [-1, 1]; the voxel of each point, int64 (P,). Raises: `ValueError` for a voxel
+    that is not positive.
     """
     if not voxel > 0:
         raise ValueError(f"voxel is {voxel}; needs a positive number of metres")
@@ -149,13 +161,15 @@ class _Posed(NamedTuple):
         "Rows and columns (N, 2) of the frame in the view."
         return torch.stack([pixel[:, 0], self.depth.shape[1] - 1 - pixel[:, 1]], 1) if self.mirrored else pixel
 
-
-def _posed_view(frame: Sample, size: tuple[int, int], colour: Colour, flip: float, generator: Generator) -> tuple[View, _Posed]:
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #posed-view
+def _posed_view(frame: Sample, size: tuple[int, int], colour: Colour, flip: float,
+                generator: Generator) -> tuple[View, _Posed]:
     "A whole frame as a view, and its geometry."
     mirrored, source = torch.rand((), generator=generator).item() < flip, tuple(frame.image.shape[-2:])
     image, view = cut(Sample(frame.image, frame.name, depth=frame.depth), Crop(0, 0, *source, mirrored), size)
     view.image = normalize_image(augment_colour(image, colour, generator))
-    return view, _Posed(view.depth.flip(-1) if mirrored else view.depth, resize_intrinsics(frame.K, source, size), frame.pose, mirrored)
+    return view, _Posed(view.depth.flip(-1) if mirrored else view.depth, resize_intrinsics(frame.K, source, size),
+                        frame.pose, mirrored)
 
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #check-pair
 def _check_pair(sample: Sample, wants_scene: bool) -> None:
@@ -164,27 +178,23 @@ def _check_pair(sample: Sample, wants_scene: bool) -> None:
     for frame in (sample, sample.second):
         missing = [name for name in ("depth", "K", "pose") if getattr(frame, name) is None]
         if missing or frame.depth_kind != "depth":
-            raise ValueError(f"{frame.name} has {'no ' + ', '.join(missing) if missing else frame.depth_kind + ' for its depth'}; "
-                             "posed views need depth in metres, K and pose")
+            found = f"no {', '.join(missing)}" if missing else f"{frame.depth_kind} for its depth"
+            raise ValueError(f"{frame.name} has {found}; posed views need depth in metres, K and pose")
     if wants_scene and sample.scene is None:
         raise ValueError(f"{sample.name} has no scene; pixel-to-point matches need its points")
 
-# %% ../../nbs/03_positives/04_geometric_sets.ipynb #drawn
-def _drawn(count: int, most: int, generator: Generator) -> Tensor:
-    "Which `most` of `count`."
-    return torch.randperm(count, generator=generator)[:most]
-
-
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #pair-matches
 def _pair_matches(first: _Posed, second: _Posed, most: int, tolerance: float, generator: Generator) -> Tensor:
     "At most so many pixels that both views show: int64 (n, 4)."
     if not most:
         return torch.empty(0, 4, dtype=torch.int64)
     found = match_pixels(*first.camera, *second.camera, tolerance)
-    found = found[_drawn(len(found), most, generator)]
+    found = found[torch.randperm(len(found), generator=generator)[:most]]
     return torch.cat([first.placed(found[:, :2]), second.placed(found[:, 2:])], 1)
 
-
-def _pair_cloud(scene: Scene, frames: tuple[_Posed, _Posed], most: int, tolerance: float, voxel: float, generator: Generator) -> Cloud:
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #pair-cloud
+def _pair_cloud(scene: Scene, frames: tuple[_Posed, _Posed], most: int, tolerance: float, voxel: float,
+                generator: Generator) -> Cloud:
     "What two frames see of a scene, as the cloud of pair 0."
     seen = torch.stack([visible(scene.points, *frame.camera, tolerance)[0] for frame in frames]).any(0)
     coordinates, colours, which = voxelise(scene.points[seen], scene.colours[seen], voxel)
@@ -192,7 +202,7 @@ def _pair_cloud(scene: Scene, frames: tuple[_Posed, _Posed], most: int, toleranc
     for k, frame in enumerate(frames):
         index = shown_points(scene.points, *frame.camera, tolerance)
         at = (index >= 0).nonzero()
-        at = at[_drawn(len(at), most, generator)]
+        at = at[torch.randperm(len(at), generator=generator)[:most]]
         voxels.append(which[row[index[at[:, 0], at[:, 1]]]])
         pixels.append(F.pad(F.pad(frame.placed(at), (1, 0), value=k), (1, 0)))
     return Cloud(F.pad(coordinates, (1, 0)), colours, torch.cat(voxels), torch.cat(pixels), max(map(len, pixels)))
@@ -202,18 +212,13 @@ def _numbered(parts: list[Tensor]) -> Tensor:
     "The number of the part that each row is of."
     return torch.arange(len(parts)).repeat_interleave(torch.tensor([len(p) for p in parts]))
 
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #joined-matches
+def _joined_matches(parts: list[Tensor]) -> Matches:
+    "The matches of all pairs."
+    found = torch.cat(parts)
+    return Matches(_numbered(parts), found[:, :2], found[:, 2:], max(map(len, parts)))
 
-def _joined_matches(parts: list[Tensor], views: list[tuple[View, View]]) -> Matches:
-    "The matches of all pairs, counted."
-    found, common = torch.cat(parts), []
-    for one, other in views:
-        sets = [set() if view.regions is None else set(view.regions.unique().tolist()) - {-1} for view in (one, other)]
-        common.append(len(sets[0] & sets[1]))
-    counts = {"pairs": len(parts), "pairs_without_match": sum(not len(p) for p in parts), "pairs_without_common_set": common.count(0),
-              "matches": len(found), "common_sets": sum(common)}
-    return Matches(_numbered(parts), found[:, :2], found[:, 2:], counts, max(map(len, parts)))
-
-
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #joined-clouds
 def _joined_clouds(parts: list[Cloud]) -> Cloud:
     "One cloud of several, each with its pair's number."
     voxels, pixels = (torch.cat([getattr(p, name) for p in parts]) for name in ("voxels", "match_pixel"))
@@ -226,37 +231,51 @@ def _joined_clouds(parts: list[Cloud]) -> Cloud:
 class PosedViews:
     """Pairs of posed frames (`PairSample`) as two batches of views, `Matches` and a `Cloud`: arguments of a method.
 
-    size: of a view, (h, w) or the side. matches: at most so many pixel matches a pair, and pixel-voxel matches a view; 0 = none. match_tolerance,
-    geo_tolerance: difference in depth, metres, within which a pixel shows a point: for matches and sets, and for the cloud. geo: whether there
-    is a cloud. voxel: its cell, metres. radius: pixels around a projected point that may take its set. colours: of the two views. flip:
-    probability that a view is mirrored, each for itself. Raises: `ValueError` for a number out of its range.
+    size: of a view, (h, w) or the side. matches: at most so many pixel matches a pair, and pixel-voxel matches a view;
+    0 = none. match_tolerance, geo_tolerance: difference in depth, metres, within which a pixel shows a point: for
+    matches and sets, and for the cloud. geo: whether there is a cloud. voxel: its cell, metres. radius: pixels around a
+    projected point that may take its set. colours: of the two views. flip: probability that a view is mirrored, each
+    for itself. Raises: `ValueError` for a number out of its range.
     """
 
-    def __init__(self, size: int | tuple[int, int], matches: int = 1024, match_tolerance: float = 0.05, geo: bool = True, geo_tolerance: float = 0.2,
-                 voxel: float = 0.02, colours: tuple[Colour, Colour] = (PRI3D, PRI3D), flip: float = 0.0, radius: float = 4.0):
+    def __init__(self, size: int | tuple[int, int], matches: int = 1024, match_tolerance: float = 0.05,
+                 geo: bool = True, geo_tolerance: float = 0.2, voxel: float = 0.02,
+                 colours: tuple[Colour, Colour] = (PRI3D, PRI3D), flip: float = 0.0, radius: float = 4.0):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        if min(self.size) < 1 or matches < 0 or not min(match_tolerance, geo_tolerance, voxel) > 0 or not 0 <= flip <= 1 or not radius >= 0:
-            raise ValueError("needs a positive size, matches >= 0, positive tolerances and voxel, flip in [0, 1] and radius >= 0; found "
-                             f"{self.size}, {matches}, {match_tolerance} and {geo_tolerance}, {voxel}, {flip}, {radius}")
-        self.matches, self.match_tolerance, self.geo, self.geo_tolerance, self.voxel = matches, match_tolerance, geo, geo_tolerance, voxel
-        self.colours, self.flip, self.radius, self.smallest = colours, flip, radius, self.size
+        lengths = match_tolerance, geo_tolerance, voxel
+        if min(*self.size, matches + 1) < 1 or not min(lengths) > 0 or not 0 <= flip <= 1 or not radius >= 0:
+            raise ValueError("needs a positive size, matches >= 0, positive tolerances and voxel, flip in [0, 1] and "
+                             f"radius >= 0; found {self.size}, {matches}, {match_tolerance} and {geo_tolerance}, "
+                             f"{voxel}, {flip}, {radius}")
+        self.matches, self.match_tolerance, self.radius = matches, match_tolerance, radius
+        self.geo, self.geo_tolerance, self.voxel = geo, geo_tolerance, voxel
+        self.colours, self.flip, self.smallest = colours, flip, self.size
 
-    def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, View, Matches, Cloud] | tuple[View, View, Matches]:
-        """Both batches (B, ...) with sets as `regions` (absent for pairs without a scene) and depth in metres; without `geo` there is no cloud.
+    def __call__(self, samples: list[Sample],
+                 generators: list[Generator]) -> tuple[View, View, Matches, Cloud] | tuple[View, View, Matches]:
+        """Both batches (B, ...) with sets as `regions`, absent for pairs without a scene, and depth in metres.
 
-        Raises: `ValueError` that names a sample which is no pair or lacks depth in metres, K, pose or, with `geo`, a scene.
+        Raises: `ValueError` naming a sample that is no pair or lacks depth in metres, K, pose or, with `geo`, a scene.
         """
         views, matches, clouds = [], [], []
         for sample, generator in zip(samples, generators, strict=True):
             _check_pair(sample, self.geo)
-            pair, frames = zip(*(_posed_view(frame, self.size, colour, self.flip, generator)
-                                 for frame, colour in zip((sample, sample.second), self.colours, strict=True)), strict=True)
-            for view, frame in zip(pair, frames, strict=True) if sample.scene is not None else ():
-                sets = project_sets(sample.scene.points, sample.scene.sets, *frame.camera, self.match_tolerance, self.radius)
-                view.regions = sets.flip(-1) if frame.mirrored else sets
+            pair, frames = _posed_pair(self, sample, generator)
             views.append(pair)
             matches.append(_pair_matches(*frames, self.matches, self.match_tolerance, generator))
             if self.geo:
-                clouds.append(_pair_cloud(sample.scene, frames, self.matches, self.geo_tolerance, self.voxel, generator))
+                clouds.append(_pair_cloud(sample.scene, frames, self.matches, self.geo_tolerance, self.voxel,
+                                          generator))
         first, second = (stack_views(list(side)) for side in zip(*views, strict=True))
-        return (first, second, _joined_matches(matches, views), *([_joined_clouds(clouds)] if self.geo else []))
+        return (first, second, _joined_matches(matches), *([_joined_clouds(clouds)] if self.geo else []))
+
+# %% ../../nbs/03_positives/04_geometric_sets.ipynb #posed-pair
+def _posed_pair(make: PosedViews, sample: PairSample,
+                generator: Generator) -> tuple[tuple[View, View], tuple[_Posed, _Posed]]:
+    "The views of a pair, with the sets of its scene, if it has one, and their geometry."
+    pair, frames = zip(*(_posed_view(frame, make.size, colour, make.flip, generator)
+                         for frame, colour in zip((sample, sample.second), make.colours, strict=True)), strict=True)
+    for view, frame in zip(pair, frames, strict=True) if sample.scene is not None else ():
+        sets = project_sets(sample.scene.points, sample.scene.sets, *frame.camera, make.match_tolerance, make.radius)
+        view.regions = sets.flip(-1) if frame.mirrored else sets
+    return pair, frames

@@ -25,14 +25,17 @@ def same_group(ids1: Tensor, ids2: Tensor) -> Tensor:
     """
     for name, ids in (("ids1", ids1), ("ids2", ids2)):
         if ids.ndim not in (1, 2) or ids.shape[:-1] != ids1.shape[:-1] or not ids.numel():
-            raise ValueError(f"{name} is {tuple(ids.shape)}; it must be (B, N) with the same B for both, or (N,) for both, not empty")
+            raise ValueError(f"{name} is {tuple(ids.shape)}; it must be (B, N) with the same B for both, or (N,) for "
+                             "both, not empty")
         if ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
             raise ValueError(f"{name} is {ids.dtype}; ids must be whole numbers")
     return (ids1[..., :, None] == ids2[..., None, :]) & (ids1 >= 0)[..., None]
 
 # %% ../../nbs/03_positives/05_groups.ipynb #image-ids
 def image_ids(ids: Tensor, first: int = 0) -> Tensor:
-    """Ids int64 (B, N) that no two images share, from ids int (B, N) below 2^32; a negative one becomes -1. first: the number of the first image."""
+    """Ids int64 (B, N) that no two images share, from ids int (B, N) below 2^32; a negative one becomes -1. first: the
+    number of the first image.
+    """
     image = first + torch.arange(len(ids), device=ids.device)[:, None]
     return ((image << 32) + ids.long()).masked_fill(ids < 0, -1)
 
@@ -40,7 +43,8 @@ def image_ids(ids: Tensor, first: int = 0) -> Tensor:
 def cell_masks(one: View, two: View) -> list[Tensor]:
     """One mask bool (B, N1, N2): pairs of cells of which each holds the other's centre; at most one for each cell.
 
-    one, two: batched views at feature resolution (`view.at(size)`), whose `xy` is a shift, scaling and mirroring of the pixel grid.
+    one, two: batched views at feature resolution (`view.at(size)`), whose `xy` is a shift, scaling and mirroring of the
+    pixel grid.
     """
     near = []
     for axis, side in ((0, 1), (1, 0)):  # x and width, y and height
@@ -59,7 +63,8 @@ def map_ids(one: View, two: View, name: str, void: int | None = None) -> tuple[T
     ids = []
     for which, view in (("first", one), ("second", two)):
         if (found := getattr(view, name)) is None:
-            raise ValueError(f"the {which} view has no {name}; give the data set a tree of them, or proposals that make them")
+            raise ValueError(f"the {which} view has no {name}; give the data set a tree of them, or proposals that "
+                             "make them")
         ids.append(found.flatten(1) if void is None else found.flatten(1).masked_fill(found.flatten(1) == void, -1))
     return ids[0], ids[1]
 
@@ -67,8 +72,8 @@ def map_ids(one: View, two: View, name: str, void: int | None = None) -> tuple[T
 class Source(NamedTuple):
     """Which cells of two views belong together.
 
-    make: of two views at feature resolution a list of masks or, with `groups`, ids for each. needs: the maps of a sample that it reads.
-    across: whether equal ids of two images are one group.
+    make: of two views at feature resolution a list of masks or, with `groups`, ids for each. needs: the maps of a
+    sample that it reads. across: whether equal ids of two images are one group.
     """
 
     make: Callable
@@ -76,7 +81,7 @@ class Source(NamedTuple):
     groups: bool = True
     across: bool = False
 
-
+# %% ../../nbs/03_positives/05_groups.ipynb #source-of
 SOURCES: dict[str, Source] = {
     "cell": Source(cell_masks, groups=False),
     "near": Source(partial(pixdepth_masks, depth_thresholds=None), groups=False),
@@ -105,15 +110,17 @@ def group_ids(name: str, one: View, two: View) -> tuple[Tensor, Tensor]:
                          f"{', '.join(n for n, s in SOURCES.items() if s.groups)}")
     return SOURCES[name].make(one, two)
 
-
+# %% ../../nbs/03_positives/05_groups.ipynb #pair-masks
 def pair_masks(name: str, one: View, two: View, distance_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
                depth_thresholds: Sequence[float] = (0.3, 0.5, 0.7), unit: str = "bin") -> list[Tensor]:
-    """The masks bool (B, N1, N2) of source `name`: one for each threshold of "near" and "depth", which alone look at them; else one.
+    """The masks bool (B, N1, N2) of source `name`: one for each threshold of "near" and "depth", which alone look at
+    them; else one.
 
     Raises: `ValueError` for an unknown source, views without its map, and as `positives.masks.pixdepth_masks` does.
     """
     if source_of(name).groups:
         return [same_group(*group_ids(name, one, two))]
     options = {"near": {"distance_thresholds": distance_thresholds, "unit": unit},
-               "depth": {"distance_thresholds": distance_thresholds, "depth_thresholds": depth_thresholds, "unit": unit}}
+               "depth": {"distance_thresholds": distance_thresholds, "depth_thresholds": depth_thresholds,
+                         "unit": unit}}
     return SOURCES[name].make(one, two, **options.get(name, {}))

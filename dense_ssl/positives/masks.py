@@ -19,22 +19,25 @@ if TYPE_CHECKING:  # masks need a view's tensors only; its module loads torchvis
 def distance_mask(xy1: Tensor, xy2: Tensor, threshold: float, scale: float | Tensor = 1.0) -> Tensor:
     """Pairs that are near in the image: `dist / scale <= threshold` (PixDepth Eq. 1).
 
-    xy1, xy2: source positions (B, N1, 2), (B, N2, 2). scale: the distance that counts as 1, a number or (B,), in the unit of xy.
-    Returns: bool (B, N1, N2). Raises: `ValueError` for another shape, a negative threshold, a number as scale that is not positive. The values of
-    a tensor are not looked at: on a GPU that would stop the host in every step.
+    xy1, xy2: source positions (B, N1, 2), (B, N2, 2). scale: the distance that counts as 1, a number or (B,), in the
+    unit of xy.
+    Returns: bool (B, N1, N2). Raises: `ValueError` for another shape, a negative threshold, a number as scale that is
+    not positive. The values of a tensor are not looked at: on a GPU that would stop the host in every step.
     """
     for name, xy in (("xy1", xy1), ("xy2", xy2)):
         if xy.ndim != 3 or xy.shape[-1] != 2 or len(xy) != len(xy1) or not xy.numel():
             raise ValueError(f"{name} is {tuple(xy.shape)}; it must be (B, N, 2), not empty, with the same B for both")
     if scale.shape not in ((), (len(xy1),)) if isinstance(scale, Tensor) else not scale > 0:
-        raise ValueError(f"scale must be a positive number or ({len(xy1)},), not {tuple(scale.shape) if isinstance(scale, Tensor) else scale}")
+        raise ValueError(f"scale must be a positive number or ({len(xy1)},), not "
+                         f"{tuple(scale.shape) if isinstance(scale, Tensor) else scale}")
     limit = _check(threshold) * (scale.float().reshape(-1, 1, 1) if isinstance(scale, Tensor) else scale)
     return torch.cdist(xy1.float(), xy2.float(), compute_mode="donot_use_mm_for_euclid_dist") <= limit
 
 
 def _check(threshold: float, most: float = float("inf")) -> float:
     if not 0 <= threshold <= most:
-        raise ValueError(f"threshold must be at least 0{f' and at most {most:g}' if most < float('inf') else ''}, not {threshold}")
+        raise ValueError(f"threshold must be at least 0{f' and at most {most:g}' if most < float('inf') else ''}, not "
+                         f"{threshold}")
     return threshold
 
 # %% ../../nbs/03_positives/00_masks.ipynb #distance-scale
@@ -51,7 +54,8 @@ def distance_scale(view1: "View", view2: "View", unit: str = "bin") -> Tensor:
         return torch.maximum(view1.source.norm(dim=1), view2.source.norm(dim=1))
     if unit == "max":
         # The farthest two points of two axis-parallel grids are corners.
-        corners1, corners2 = (torch.stack([v.xy[..., y, x] for y in (0, -1) for x in (0, -1)], 1) for v in (view1, view2))
+        corners1, corners2 = (torch.stack([v.xy[..., y, x] for y in (0, -1) for x in (0, -1)], 1)
+                              for v in (view1, view2))
         return torch.cdist(corners1, corners2).amax((1, 2)).clamp_min(torch.finfo(torch.float32).tiny)
     raise ValueError(f'unit must be "bin", "image" or "max", not {unit!r}')
 
@@ -64,7 +68,8 @@ def depth_mask(depth1: Tensor, depth2: Tensor, threshold: float) -> Tensor:
     """
     for name, depth in (("depth1", depth1), ("depth2", depth2)):
         if depth.ndim != 2 or len(depth) != len(depth1) or not depth.numel() or not depth.is_floating_point():
-            raise ValueError(f"{name} is {depth.dtype} {tuple(depth.shape)}; it must be floating (B, N), not empty, with the same B for both")
+            raise ValueError(f"{name} is {depth.dtype} {tuple(depth.shape)}; it must be floating (B, N), not empty, "
+                             "with the same B for both")
     # nan compares as False, so "not farther than" is also "or unknown"
     return ~((depth1[:, :, None] - depth2[:, None]).abs() > _check(threshold, 1.0))
 
@@ -78,15 +83,16 @@ def check_thresholds(distance_thresholds: Sequence[float], depth_thresholds: Seq
     for threshold in depth_thresholds or ():
         _check(threshold, 1.0)
     if depth_thresholds is not None and len(depth_thresholds) != len(distance_thresholds):
-        raise ValueError(f"{len(distance_thresholds)} distance thresholds and {len(depth_thresholds)} depth thresholds; "
-                         "give as many of one as of the other (repeat a single value)")
+        raise ValueError(f"{len(distance_thresholds)} distance thresholds and {len(depth_thresholds)} depth "
+                         "thresholds; give as many of one as of the other (repeat a single value)")
 
 # %% ../../nbs/03_positives/00_masks.ipynb #pixdepth-masks
 def pixdepth_masks(view1: "View", view2: "View", distance_thresholds: Sequence[float],
                    depth_thresholds: Sequence[float] | None = None, unit: str = "bin") -> list[Tensor]:
     """One mask bool (B, N1, N2) for each threshold pair (T_k, T'_k) (PixDepth Eq. 4 and Sec. 3.2).
 
-    view1, view2: batched views at feature resolution, with depth in [0, 1] unless `depth_thresholds` is None (the image mask alone).
+    view1, view2: batched views at feature resolution, with depth in [0, 1] unless `depth_thresholds` is None (the image
+    mask alone).
     Raises: `ValueError` when the thresholds do not pair up (`check_thresholds`) or a view has no depth.
     """
     check_thresholds(distance_thresholds, depth_thresholds)

@@ -7,7 +7,7 @@ __all__ = ['WHOLE', 'Points', 'Instances', 'SourceRegions', 'Views', 'Scenes', '
            'sample_pixels', 'sample_regions', 'Synthesize', 'merge_scenes']
 
 # %% ../../nbs/03_positives/02_scenes.ipynb #18244891
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -20,7 +20,9 @@ from .copy_paste import CopyPaste, Scene, copy_paste
 # %% ../../nbs/03_positives/02_scenes.ipynb #points
 @dataclass(slots=True)
 class Points:
-    """Positions in views. position: float32 (N, 3) = view b, x, y in its pixels, centres at whole numbers. group: int64 (N,), equal = positives."""
+    """Positions in views. position: float32 (N, 3) = view b, x, y in its pixels, centres at whole numbers. group: int64
+    (N,), equal = positives.
+    """
 
     position: Tensor
     group: Tensor
@@ -29,12 +31,12 @@ class Points:
         """The same points on `device`."""
         return Points(self.position.to(device, non_blocking=True), self.group.to(device, non_blocking=True))
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #instances
 class Instances(NamedTuple):
     """What the views consist of, I rows: each view's background, then its pastes in order.
 
-    first: int64 (B,), row of each view's background; row first[b] + k is its k-th paste. view, source, region: int64 (I,), region -1 for a
-    background. transform: float64 (I, 3, 3), source pixel to view pixel.
+    first: int64 (B,), row of each view's background; row first[b] + k is its k-th paste. view, source, region: int64
+    (I,), region -1 for a background. transform: float64 (I, 3, 3), source pixel to view pixel.
     """
 
     first: Tensor
@@ -43,11 +45,12 @@ class Instances(NamedTuple):
     region: Tensor
     transform: Tensor
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #source-regions
 class SourceRegions(NamedTuple):
     """The region maps of n samples in one flat tensor, with ids unique over the samples, -1 = none.
 
-    start, size: int64 (n,), (n, 2) = (H, W), of each map. offset: int64 (n,), what was added to a sample's own ids. total: above all ids.
+    start, size: int64 (n,), (n, 2) = (H, W), of each map. offset: int64 (n,), what was added to a sample's own ids.
+    total: above all ids.
     """
 
     flat: Tensor
@@ -57,7 +60,9 @@ class SourceRegions(NamedTuple):
     total: int
 
     def at(self, source: Tensor, xy: Tensor) -> Tensor:
-        """Region (N,) of the pixel nearest to `xy` (N, 2) of each source (N,); positions beyond the border count as on it."""
+        """Region (N,) of the pixel nearest to `xy` (N, 2) of each source (N,); positions beyond the border count as on
+        it.
+        """
         last = self.size[source] - 1
         x, y = (torch.minimum((xy[:, k] + 0.5).floor().long().clamp_min(0), last[:, 1 - k]) for k in (0, 1))
         return self.flat[self.start[source] + y * self.size[source, 1] + x]
@@ -67,8 +72,8 @@ class SourceRegions(NamedTuple):
 class Views:
     """A group's views, with all that is needed to follow a pixel through them.
 
-    image: float32 (B, 3, h, w), normalised. instance: int32 (B, h, w), which of its view's instances shows. instances: their table. sources: the
-    region maps of the M samples.
+    image: float32 (B, 3, h, w), normalised. instance: int32 (B, h, w), which of its view's instances shows. instances:
+    their table. sources: the region maps of the M samples.
     """
 
     image: Tensor
@@ -76,49 +81,45 @@ class Views:
     instances: Instances
     sources: SourceRegions
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #scenes-class
 @dataclass(slots=True)
 class Scenes:
     """A micro-batch of B views and its positives.
 
-    image: float32 (B, 3, h, w), normalised. pixels, regions: sampled `Points` of each kind, in groups of at least two; groups of the two kinds are
-    numbered on their own. counts: scenes, scenes without any paste, pastes, points, groups. Only where asked for: source: int64 (B, h, w), which
-    sample shows; xy: float32 (B, 2, h, w), where in it; instance: int64 (B, h, w); region: int64 (B, h, w), -1 = none. Sources and regions are
-    unique over the micro-batch.
+    image: float32 (B, 3, h, w), normalised. pixels, regions: sampled `Points` of each kind, in groups of at least two;
+    groups of the two kinds are numbered on their own. counts: scenes, scenes without any paste, pastes, points, groups.
     """
 
     image: Tensor
     pixels: Points
     regions: Points
     counts: dict[str, int] = field(default_factory=dict)
-    source: Tensor | None = None
-    xy: Tensor | None = None
-    instance: Tensor | None = None
-    region: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "Scenes":
         """The same scenes with every tensor on `device`."""
-        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "counts"}
-        return replace(self, **{k: v.to(device) if isinstance(v, Points) else v.to(device, non_blocking=True) for k, v in held.items() if v is not None})
+        return Scenes(self.image.to(device, non_blocking=True), self.pixels.to(device), self.regions.to(device),
+                      self.counts)
 
 # %% ../../nbs/03_positives/02_scenes.ipynb #zoomed
 WHOLE = Colour(0.5, 0.5, 0.5, 0.2, jitter_p=0.8, grey_p=0.1, blur_p=0.0)
 
 
 def _zoomed(scene: tuple[int, int], size: tuple[int, int], zoom: float, place: tuple[float, float], flip: bool) -> Crop:
-    "The part of a scene (H, W) that a view of `size` shows; place: in [0, 1), from the topmost and leftmost to the last."
+    """The part of a scene (H, W) that a view of `size` shows; place: in [0, 1), from the topmost and leftmost to the
+    last.
+    """
     factor = zoom * max(size[0] / scene[0], size[1] / scene[1])
     height, width = (min(full, max(1, round(side / factor))) for full, side in zip(scene, size, strict=True))
     return Crop(int(place[0] * (scene[0] - height + 1)), int(place[1] * (scene[1] - width + 1)), height, width, flip)
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #crop-transform
 def _crop_transform(crop: Crop, size: tuple[int, int]) -> Tensor:
     "Scene pixel to view pixel, float64 (3, 3)."
     sy, sx = size[0] / crop.height, size[1] / crop.width
     x = (-sx, size[1] - 0.5 - sx * (0.5 - crop.left)) if crop.flip else (sx, sx * (0.5 - crop.left) - 0.5)
     return torch.tensor([[x[0], 0, x[1]], [0, sy, sy * (0.5 - crop.top) - 0.5], [0, 0, 1]], dtype=torch.float64)
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #nearest
 def _nearest(ids: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
     "An int map (H, W), cut and resized to `size` without mixing ids."
     part = ids[crop.top:crop.top + crop.height, crop.left:crop.left + crop.width]
@@ -126,8 +127,8 @@ def _nearest(ids: Tensor, crop: Crop, size: tuple[int, int]) -> Tensor:
     return part[rows][:, columns.flip(0) if crop.flip else columns]
 
 # %% ../../nbs/03_positives/02_scenes.ipynb #make-views
-def make_views(scenes: list[Scene], samples: list[Sample], size: tuple[int, int], generator: Generator, scale: tuple[float, float] = (1.0, 2.0),
-               flip: float = 0.5, colour: Colour = WHOLE) -> Views:
+def make_views(scenes: list[Scene], samples: list[Sample], size: tuple[int, int], generator: Generator,
+               scale: tuple[float, float] = (1.0, 2.0), flip: float = 0.5, colour: Colour = WHOLE) -> Views:
     """One view of `size` = (h, w) from each scene of a group (CPCDR supplement D: resized crop, flip, colour).
 
     scale: range of the zoom. flip: its probability. samples: those the scenes were made of.
@@ -135,7 +136,8 @@ def make_views(scenes: list[Scene], samples: list[Sample], size: tuple[int, int]
     images, instance, transforms = [], [], []
     for scene in scenes:
         zoom, row, column, mirror = torch.rand(4, generator=generator).tolist()
-        crop = _zoomed(tuple(scene.image.shape[1:]), size, scale[0] + zoom * (scale[1] - scale[0]), (row, column), mirror < flip)
+        crop = _zoomed(tuple(scene.image.shape[1:]), size, scale[0] + zoom * (scale[1] - scale[0]), (row, column),
+                       mirror < flip)
         image = TF.resized_crop(scene.image, *crop[:4], list(size), antialias=True)
         images.append(normalize_image(augment_colour(image.flip(-1) if crop.flip else image, colour, generator)))
         instance.append(_nearest(scene.instance, crop, size))
@@ -147,7 +149,7 @@ def make_views(scenes: list[Scene], samples: list[Sample], size: tuple[int, int]
                           torch.where(region < 0, -1, region + sources.offset[source]), torch.cat(transforms))
     return Views(torch.stack(images), torch.stack(instance), instances, sources)
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #flat-regions
 def _source_regions(samples: list[Sample]) -> SourceRegions:
     size = torch.tensor([tuple(s.image.shape[-2:]) for s in samples])
     flat, offset, used = [], [], 0
@@ -160,22 +162,26 @@ def _source_regions(samples: list[Sample]) -> SourceRegions:
 
 # %% ../../nbs/03_positives/02_scenes.ipynb #located
 class Located(NamedTuple):
-    """What shows at N view positions. row: int64 (N,) of `Instances`. source: int64 (N,). xy: float64 (N, 2), there. region: int64 (N,), -1 = none."""
+    """What shows at N view positions. row: int64 (N,) of `Instances`. source: int64 (N,). xy: float64 (N, 2), there.
+    region: int64 (N,), -1 = none.
+    """
 
     row: Tensor
     source: Tensor
     xy: Tensor
     region: Tensor
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #moved
 def _moved(transforms: Tensor, rows: Tensor, xy: Tensor) -> Tensor:
     "Affine maps (I, 3, 3), the one in rows (N,) for each of the points (N, 2)."
     a = transforms[:, :2].flatten(1)[rows]
     return torch.stack([a[:, k] * xy[:, 0] + a[:, k + 1] * xy[:, 1] + a[:, k + 2] for k in (0, 3)], 1)
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #locate
 def locate(views: Views, position: Tensor) -> Located:
-    """What shows at `position` (N, 3) = view, x, y, taken at the nearest pixel of the instance map; all must lie inside the views."""
+    """What shows at `position` (N, 3) = view, x, y, taken at the nearest pixel of the instance map; all must lie inside
+    the views.
+    """
     b, xy = position[:, 0].long(), position[:, 1:].double()
     x, y = ((xy[:, k] + 0.5).floor().long().clamp(0, n - 1) for k, n in enumerate(views.instance.shape[:0:-1]))
     row = views.instances.first[b] + views.instance[b, y, x]
@@ -190,17 +196,21 @@ def _repeated(low: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
     which = torch.arange(len(low)).repeat_interleave(count)
     return low[which] + torch.arange(len(which)) - (count.cumsum(0) - count)[which], which
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #counterparts
 def counterparts(views: Views, points: Located) -> Points:
-    """All places where the views show the source pixels of N points; group: which of the N. Positions are exact, not rounded."""
+    """All places where the views show the source pixels of N points; group: which of the N. Positions are exact, not
+    rounded.
+    """
     table = views.instances
     shows, order = torch.where(table.region < 0, -2 - table.source, table.region).sort(stable=True)
-    wanted = torch.stack([-2 - points.source, points.region], 1)              # the background of its image, and pastes of its region
+    # the background of its image, and pastes of its region
+    wanted = torch.stack([-2 - points.source, points.region], 1)
     low = torch.searchsorted(shows, wanted)
     index, which = _repeated(low.flatten(), (torch.searchsorted(shows, wanted, right=True) - low).flatten())
     row, point = order[index], which // 2
     xy, view = _moved(table.transform, row, points.xy[point]).float(), table.view[row]
-    x, y = (xy.double() + 0.5).floor().long().unbind(1)                       # of the rounded position, as `locate` will see it
+    # of the rounded position, as `locate` will see it
+    x, y = (xy.double() + 0.5).floor().long().unbind(1)
     height, width = views.instance.shape[1:]
     inside = (x >= 0) & (x < width) & (y >= 0) & (y < height)
     shown = inside & (views.instance[view, y.clamp(0, height - 1), x.clamp(0, width - 1)] == row - table.first[view])
@@ -212,11 +222,14 @@ def _anywhere(views: Views, count: int, generator: Generator) -> Tensor:
     B, h, w = views.instance.shape
     return torch.stack([torch.randint(n, (count,), generator=generator) for n in (B, w, h)], 1).float()
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #sample-pixels
 def sample_pixels(views: Views, count: int, generator: Generator) -> Points:
-    """At most `count` points in groups that show one source pixel each, at least two in a group (CPCDR section 3.4, pixel level)."""
+    """At most `count` points in groups that show one source pixel each, at least two in a group (CPCDR section 3.4,
+    pixel level).
+    """
     position, group, held, groups = [], [], 0, 0
-    for _ in range(8):                                                       # views that hardly overlap may need several draws
+    # views that hardly overlap may need several draws
+    for _ in range(8):
         wanted = (count - held) // 2
         if wanted < 1:
             break
@@ -232,9 +245,11 @@ def sample_pixels(views: Views, count: int, generator: Generator) -> Points:
         held, groups = held + len(kept), groups + int((size > 0).sum())
     return Points(torch.cat([torch.empty(0, 3), *position]), torch.cat([torch.empty(0, dtype=torch.long), *group]))
 
-
+# %% ../../nbs/03_positives/02_scenes.ipynb #sample-regions
 def sample_regions(views: Views, count: int, generator: Generator) -> Points:
-    """At most `count` random points grouped by their region, at least two in a group (section 3.4, region level). Groups are region ids."""
+    """At most `count` random points grouped by their region, at least two in a group (section 3.4, region level).
+    Groups are region ids.
+    """
     position = _anywhere(views, 2 * count, generator)
     region = locate(views, position).region
     first = (region >= 0).nonzero()[:count, 0]
@@ -248,78 +263,67 @@ _PAPER = CopyPaste()
 
 
 class Synthesize:
-    """Samples of a micro-batch to `Scenes`, groups of `config.images` at a time (each sample by itself where that is 0).
+    """Samples of a micro-batch to `Scenes`, in groups of `config.images`, each sample by itself where that is 0.
 
-    size: height and width of a view. samples_per_scene: points for each view, None = one for each stride-4 cell; the paper's 288k are 18k for each
-    of its 16 views, 98 % of the cells. weight: lambda; 1 = all points are pixels', 0 = all are regions', else half and half. scale: range of the
-    zoom. maps: also the dense maps of `Scenes`.
+    size: height and width of a view. samples_per_scene: points for each view, None = one for each stride-4 cell; the
+    paper's 288k are 18k for each of its 16 views, 98 % of the cells. weight: lambda; 1 = all points are pixels', 0 =
+    all are regions', else half and half. scale: range of the zoom.
     """
 
-    def __init__(self, config: CopyPaste = _PAPER, size: tuple[int, int] = (384, 768), samples_per_scene: int | None = None, weight: float = 0.5,
-                 scale: tuple[float, float] = (1.0, 2.0), flip: float = 0.5, colour: Colour = WHOLE, maps: bool = False):
-        if not 0 <= weight <= 1 or min(size) < 1 or not 1 <= scale[0] <= scale[1] or (samples_per_scene is not None and samples_per_scene < 2):
-            raise ValueError(f"needs 0 <= weight <= 1, a positive size, 1 <= scale[0] <= scale[1] and at least 2 samples_per_scene, found "
-                             f"{weight}, {size}, {scale}, {samples_per_scene}")
-        self.config, self.size, self.weight, self.scale, self.flip, self.colour, self.maps = config, tuple(size), weight, scale, flip, colour, maps
-        self.samples_per_scene = -(-size[0] // 4) * -(-size[1] // 4) if samples_per_scene is None else samples_per_scene
-        self.smallest = (1, 1)
+    def __init__(self, config: CopyPaste = _PAPER, size: tuple[int, int] = (384, 768),
+                 samples_per_scene: int | None = None, weight: float = 0.5, scale: tuple[float, float] = (1.0, 2.0),
+                 flip: float = 0.5, colour: Colour = WHOLE):
+        points = -(-size[0] // 4) * -(-size[1] // 4) if samples_per_scene is None else samples_per_scene
+        fewest = 2 if samples_per_scene is None else samples_per_scene
+        if not 0 <= weight <= 1 or min(size) < 1 or not 1 <= scale[0] <= scale[1] or fewest < 2:
+            raise ValueError("needs 0 <= weight <= 1, a positive size, 1 <= scale[0] <= scale[1] and at least 2 "
+                             f"samples_per_scene, found {weight}, {size}, {scale}, {samples_per_scene}")
+        self.config, self.weight, self.samples_per_scene, self.smallest = config, weight, points, (1, 1)
+        self.view = {"size": tuple(size), "scale": scale, "flip": flip, "colour": colour}
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[Scenes]:
-        """Raises: `ValueError` when the number of samples is no multiple of the group's, or region points are wanted and a sample has no regions."""
+        """Raises: `ValueError` for samples that do not make whole groups, or one without the regions it needs."""
         group = self.config.images or 1
         if not samples or len(samples) % group:
-            raise ValueError(f"a micro-batch of {len(samples)} samples cannot be split into groups of {group} images; make it a multiple")
-        for sample in samples:
-            if sample.regions is None and (self.weight < 1 or self.config.images):
-                raise ValueError(f"{sample.name} has no regions; give the dataset a tree of them, or set weight 1 and images 0")
-        return (merge_scenes([self._group(samples[k:k + group], generators[k]) for k in range(0, len(samples), group)]),)
+            raise ValueError(f"a micro-batch of {len(samples)} samples cannot be split into groups of {group} images; "
+                             "make it a multiple")
+        for sample in samples if self.weight < 1 or self.config.images else ():
+            if sample.regions is None:
+                raise ValueError(f"{sample.name} has no regions; give the dataset a tree of them, or set weight 1 and "
+                                 "images 0")
+        return (merge_scenes([_group(self, samples[k:k + group], generators[k])
+                              for k in range(0, len(samples), group)]),)
 
     def views(self, samples: list[Sample], generator: Generator) -> tuple[list[Scene], Views]:
         """The scenes of one group and their views, without positives: for figures."""
         scenes = copy_paste(samples, self.config, generator)
-        return scenes, make_views(scenes, samples, self.size, generator, self.scale, self.flip, self.colour)
+        return scenes, make_views(scenes, samples, generator=generator, **self.view)
 
-    def _group(self, samples: list[Sample], generator: Generator) -> tuple[Scenes, int, int]:
-        "Scenes of a group, how many sources they have, and a number above all their regions."
-        scenes, views = self.views(samples, generator)
-        budget = self.samples_per_scene * len(scenes)
-        share = self.weight if self.weight in (0, 1) else 0.5
-        pixels = sample_pixels(views, int(share * budget), generator)
-        regions = sample_regions(views, budget - int(share * budget), generator)
-        pasted = [len(s.source) - 1 for s in scenes]
-        counts = {"scenes": len(scenes), "scenes_without_paste": pasted.count(0), "pastes": sum(pasted), "pixel_points": len(pixels.group),
-                  "pixel_groups": len(pixels.group.unique()), "region_points": len(regions.group), "region_groups": len(regions.group.unique())}
-        made = Scenes(views.image, pixels, regions, counts, *(_dense(views) if self.maps else ()))
-        return made, len(samples), views.sources.total
+# %% ../../nbs/03_positives/02_scenes.ipynb #group
+def _group(make: Synthesize, samples: list[Sample], generator: Generator) -> tuple[Scenes, int]:
+    "Scenes of a group, and a number above all their regions."
+    scenes, views = make.views(samples, generator)
+    budget = make.samples_per_scene * len(scenes)
+    share = make.weight if make.weight in (0, 1) else 0.5
+    pixels = sample_pixels(views, int(share * budget), generator)
+    regions = sample_regions(views, budget - int(share * budget), generator)
+    pasted = [len(s.source) - 1 for s in scenes]
+    counts = {"scenes": len(scenes), "scenes_without_paste": pasted.count(0), "pastes": sum(pasted),
+              "pixel_points": len(pixels.group), "pixel_groups": len(pixels.group.unique()),
+              "region_points": len(regions.group), "region_groups": len(regions.group.unique())}
+    return Scenes(views.image, pixels, regions, counts), views.sources.total
 
 # %% ../../nbs/03_positives/02_scenes.ipynb #dense
-def _dense(views: Views) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    "Maps source (B, h, w), xy (B, 2, h, w), instance (B, h, w), region (B, h, w)."
-    B, h, w = views.instance.shape
-    y, x = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
-    maps = []
-    for b in range(B):                                                      # one view at a time: the positions of all would take a gigabyte
-        found = locate(views, torch.stack([torch.full_like(x, b), x, y], -1).view(-1, 3))
-        maps.append((found.source.view(h, w), found.xy.float().T.reshape(2, h, w), views.instance[b].long(), found.region.view(h, w)))
-    return tuple(torch.stack(m) for m in zip(*maps, strict=True))
-
-
-def _shifted(ids: Tensor, by: int) -> Tensor:
-    return torch.where(ids < 0, ids, ids + by)
-
-
-def merge_scenes(groups: list[tuple[Scenes, int, int]]) -> Scenes:
-    """One `Scenes` of several: each with the number of its sources and a number above all its region ids."""
-    parts, view, source, region, pixel = [], 0, 0, 0, 0
-    for scenes, sources, total in groups:
+def merge_scenes(groups: list[tuple[Scenes, int]]) -> Scenes:
+    """One `Scenes` of several, each with a number above all its region ids."""
+    moved, view, region, pixel = [], 0, 0, 0
+    for scenes, total in groups:
         shift = torch.tensor([view, 0.0, 0.0])
-        moved = replace(scenes, pixels=Points(scenes.pixels.position + shift, scenes.pixels.group + pixel),
-                        regions=Points(scenes.regions.position + shift, scenes.regions.group + region))
-        if scenes.source is not None:
-            moved = replace(moved, source=scenes.source + source, region=_shifted(scenes.region, region))
-        parts.append(moved)
-        view, source, region, pixel = view + len(scenes.image), source + sources, region + total, pixel + scenes.counts["pixel_groups"]
-    joined = {name: torch.cat([getattr(p, name) for p in parts]) for name in ("image", "source", "xy", "instance", "region")
-              if getattr(parts[0], name) is not None}
-    points = {name: Points(*(torch.cat([getattr(getattr(p, name), f) for p in parts]) for f in ("position", "group"))) for name in ("pixels", "regions")}
-    return Scenes(**joined, **points, counts={k: sum(p.counts[k] for p in parts) for k in parts[0].counts})
+        moved.append([Points(points.position + shift, points.group + above)
+                      for points, above in ((scenes.pixels, pixel), (scenes.regions, region))])
+        view, region, pixel = view + len(scenes.image), region + total, pixel + scenes.counts["pixel_groups"]
+    pixels, regions = (Points(torch.cat([p.position for p in kind]), torch.cat([p.group for p in kind]))
+                       for kind in zip(*moved, strict=True))
+    parts = [scenes for scenes, _ in groups]
+    counts = {k: sum(p.counts[k] for p in parts) for k in parts[0].counts}
+    return Scenes(torch.cat([p.image for p in parts]), pixels, regions, counts)
