@@ -23,6 +23,7 @@ DATASETS = {  # name: module of this room, what in it makes the dataset
     "nyuv2": ("nyuv2", "NYUv2"),
     "room_pairs": ("sequences", "room_pairs"),
     "sequence_pairs": ("sequences", "sequence_pairs"),
+    "video": ("video", "VideoFolder"),
 }
 WORLDS = ("room", "street", "borehole")
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['confusion', 'iou_from_confusion', 'miou', 'JointHistogram', 'joint_histogram', 'MatchedMiou', 'match_clusters',
            'matched_miou', 'SegmentMatch', 'match_segments', 'pmiou', 'region_query_miou', 'region_bilateral_miou',
-           'hardware']
+           'depth_errors', 'hardware']
 
 # %% ../../nbs/08_evaluation/00_metrics.ipynb #39cb29fd
 import math
@@ -259,6 +259,21 @@ def region_bilateral_miou(regions: object, masks: object, divide_by: Literal["la
     iou = _region_ious(regions, masks)
     total = iou.numpy()[linear_sum_assignment(iou, maximize=True)].sum()
     return float(total / (max(iou.shape) if divide_by == "larger" else len(iou)))
+
+# %% ../../nbs/08_evaluation/00_metrics.ipynb #depth-errors
+def depth_errors(depth: Tensor, truth: Tensor, farthest: float = 80.0, nearest: float = 0.1) -> dict[str, float]:
+    """{"abs_rel", "delta"} of a depth map (H, W) of unknown scale, where the truth is within nearest and farthest.
+
+    The prediction is aligned by the ratio of medians, then clamped to the same range. Raises: `ValueError` when no pixel has a truth.
+    """
+    valid = (truth >= nearest) & (truth <= farthest)
+    if not valid.any() or depth.shape != truth.shape:
+        raise ValueError(f"depth is {tuple(depth.shape)}, truth {tuple(truth.shape)} with {int(valid.sum())} pixels in range; "
+                         "needs one shape and at least one")
+    depth, truth = depth[valid], truth[valid]
+    depth = (depth * truth.median() / depth.median()).clamp(nearest, farthest)
+    ratio = torch.maximum(depth / truth, truth / depth)
+    return {"abs_rel": ((depth - truth).abs() / truth).mean().item(), "delta": (ratio < 1.25).float().mean().item()}
 
 # %% ../../nbs/08_evaluation/00_metrics.ipynb #hardware
 def hardware(device: str | torch.device = "cpu") -> str:

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..processes import place
+
 # %% ../../nbs/05_models/02_sync_batchnorm.ipynb #sumoverprocesses
 class _SumOverProcesses(torch.autograd.Function):
     @staticmethod
@@ -32,10 +34,10 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or not dist.is_initialized() or dist.get_world_size() == 1:
+        if not self.training or (processes := place()[1]) == 1:
             return super().forward(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
-        count = values.numel() / values.shape[1] * dist.get_world_size()
+        count = values.numel() / values.shape[1] * processes
         mean = _SumOverProcesses.apply(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
         var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count

@@ -53,7 +53,8 @@ def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | Non
     folder = run_folder("pretrain", name, config.model_dump(mode="json"), run_modules(config), runs)
     if not is_done(folder):
         write_json(folder / "launch.json", launch.model_dump())
-        threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.processes)
+        told = os.environ.get("OMP_NUM_THREADS")  # by who shares the machine
+        threads = launch.threads or told or max(1, (os.cpu_count() or 1) // launch.processes)
         run_processes([worker_command(folder, launch)], folder / "logs", show, env={"OMP_NUM_THREADS": str(threads)})
         if not is_done(folder):
             raise RuntimeError(f"the worker ended without {folder / 'done.json'}; see {folder / 'logs'}")

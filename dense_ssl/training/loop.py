@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
@@ -201,9 +200,7 @@ def prepare(method: nn.Module, config: Pretrain, launch: Launch, fabric: Fabric)
 def _mean(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
     "The mean over processes."
     tensor = torch.tensor(list(values.values()), dtype=torch.float64, device=fabric.device)
-    if fabric.world_size > 1:
-        dist.all_reduce(tensor)
-    return dict(zip(values, (tensor / fabric.world_size).tolist(), strict=True))
+    return dict(zip(values, fabric.all_reduce(tensor, reduce_op="mean").tolist(), strict=True))
 
 # %% ../../nbs/07_training/01_loop.ipynb #pretrain
 def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
@@ -261,9 +258,10 @@ def _check_needs(config: Pretrain, method: Method, samples: Samples) -> None:
     "Say before the first step that the data lacks a map which the method cannot do without."
     sample = samples[0, 0][0]
     for need in method.needs:
-        if getattr(sample, need) is None:
-            raise ValueError(f"method {config.method} needs {need}, which dataset {config.data.name} does not give; "
-                             f'for a folder, add {{"{need}": PATH}} to the data options')
+        if getattr(sample, need, None) is None:
+            option = {"K": "intrinsics"}.get(need, need)
+            hint = f'; for a folder, add {{"{option}": PATH}} to the data options' if hasattr(sample, need) else ""
+            raise ValueError(f"method {config.method} needs {need}, which dataset {config.data.name} does not give{hint}")
 
 
 def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: Method, start: int, steps: int) -> Iterator[Batch]:
