@@ -79,8 +79,7 @@ class TripletViews:
         self.flip, self.colour = flip, Colour(0.2, 0.2, 0.2, 0.1, jitter_p=jitter, grey_p=0.0, blur_p=0.0)
 
     def __call__(self, samples: list[Triplet], generators: list[Generator]) -> tuple[Tensor, Tensor, Tensor]:
-        parts = zip(*map(self._one, samples, generators), strict=True)
-        return tuple(map(torch.stack, parts))
+        return tuple(map(torch.stack, zip(*map(self._one, samples, generators), strict=True)))
 
     def _one(self, sample: Triplet, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
         images = TF.resize(torch.cat([sample.image[None], sample.neighbours]), list(self.size), antialias=True)

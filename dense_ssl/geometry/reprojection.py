@@ -143,5 +143,5 @@ def warp(source: Tensor, depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
     moved = pose[:, :3, :3] @ backproject(depth, K).flatten(-2) + pose[:, :3, 3:]
     xy = project(moved.unflatten(-1, (height, width)), K)
     grid = 2 * xy / xy.new_tensor([width - 1, height - 1]).view(2, 1, 1) - 1
-    grid = grid.nan_to_num(nan=2.0).permute(0, 2, 3, 1)  # nan: behind the source camera
-    return F.grid_sample(source, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return F.grid_sample(source, grid.nan_to_num(nan=2.0).permute(0, 2, 3, 1),  # nan: behind the source camera
+                         mode="bilinear", padding_mode="border", align_corners=True)

@@ -109,11 +109,11 @@ def video_recipe(root: str | Path, intrinsics: str | dict | Sequence[float], siz
     intrinsics, spacing: as of `data.video.VideoFolder`. size: (H, W) of training. steps: instead of epochs. weights: of
     both encoders. settings: keys that replace others.
     """
-    length = {"steps": steps} if steps else {"epochs": epochs}
     data = {"name": "video", "root": str(root), "options": {"intrinsics": intrinsics, "spacing": spacing}}
     return {"data": data, "method": "monodepth", "method_options": {"pose_weights": weights}, "encoder": "resnet18",
             "weights": weights, "crop": tuple(size), "batch_size": 12, "optimizer": "adamw", "lr": 1e-4,
-            "weight_decay": 0.0, "schedule": "step", "milestones": (0.75 * (steps or epochs),), **length, **settings}
+            "weight_decay": 0.0, "schedule": "step", "milestones": (0.75 * (steps or epochs),),
+            **({"steps": steps} if steps else {"epochs": epochs}), **settings}
 
 # %% ../../nbs/06_methods/11_monodepth.ipynb #monodepth
 def monodepth(folder: str, device: str = "cpu") -> Callable[[Any], Tensor]:
@@ -121,8 +121,8 @@ def monodepth(folder: str, device: str = "cpu") -> Callable[[Any], Tensor]:
 
     folder: of a run of Monodepth2. Raises: `ValueError` naming the file that is absent, damaged or does not fit.
     """
-    earlier = (Path(folder) / "monodepth.json").is_file()
-    network = (earlier_depth(folder) if earlier else restore_method(folder, lambda _: Monodepth).depth).to(device)
+    network = (earlier_depth(folder) if (Path(folder) / "monodepth.json").is_file() else
+               restore_method(folder, lambda _: Monodepth).depth).to(device)
 
     def make(sample: Any) -> Tensor:
         return network.predict(sample.image)

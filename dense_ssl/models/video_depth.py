@@ -25,7 +25,7 @@ def stage_channels(encoder: Encoder) -> list[int]:
                          f"not {encoder.name} of stride {encoder.stride}")
     return [encoder.body.conv1.out_channels, *(encoder.channels // 2**k for k in (3, 2, 1, 0))]
 
-
+# %% ../../nbs/05_models/09_video_depth.ipynb #pyramid
 def pyramid(encoder: Encoder, frames: Tensor) -> list[Tensor]:
     """Five maps of a torchvision ResNet, 1/2 to 1/32 of the size, of frames (B, channels, H, W) in [0, 1]."""
     body = encoder.body
