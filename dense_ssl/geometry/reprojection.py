@@ -137,7 +137,8 @@ def pose_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -
 def warp(source: Tensor, depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
     """The target painted from a source frame: (B, C, H, W).
 
-    source: (B, C, H, W). depth: of the target, (B, H, W). K: (B, 3, 3), pixels. pose: target camera to source camera, (B, 4, 4).
+    source: (B, C, H, W). depth: of the target, (B, H, W). K: (B, 3, 3), pixels. pose: target camera to source camera,
+    (B, 4, 4).
     """
     height, width = depth.shape[-2:]
     moved = pose[:, :3, :3] @ backproject(depth, K).flatten(-2) + pose[:, :3, 3:]
