@@ -11,24 +11,37 @@ row's median depth. Killed and started again with the same --folder, it goes on.
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
-from dense_ssl.core import environment, is_done, write_json
+from dense_ssl.core import environment, read_json, write_json
 from dense_ssl.data.worlds.street import StreetWorld
-from dense_ssl.geometry.monodepth import MonodepthConfig, depth_errors, load_monodepth, train_monodepth
+from dense_ssl.evaluation.metrics import depth_errors
+from dense_ssl.methods.monodepth import monodepth, video_recipe
+from dense_ssl.training.configuration import Launch, Pretrain, parse
+from dense_ssl.training.launch import run_pretrain
 
 SIZE = (96, 192)
 
 
-def videos(drives: int, frames: int) -> list[list[Tensor]]:
-    "One video of each drive of the train split."
+def write_videos(folder: Path, drives: int, frames: int) -> Path:
+    "One video of each drive of the train split, and its camera; drives that are there stay."
     world = StreetWorld("train", drives, SIZE, views=1)
-    return [[frame.image for frame in world.sequence(drive, frames)] for drive in range(drives)]
+    write_json(folder / "camera.json", {"width": SIZE[1], "height": SIZE[0], "K": world.K.tolist()})
+    for drive in range(drives):
+        if not (video := folder / f"{drive:04d}").is_dir():
+            half = video.with_name(f".{video.name}")
+            half.mkdir(exist_ok=True)
+            for t, frame in enumerate(world.sequence(drive, frames)):
+                Image.fromarray(frame.image.permute(1, 2, 0).numpy()).save(half / f"{t:03d}.png")
+            half.rename(video)
+    return folder
 
 
 def stills(split: str, count: int) -> list:
@@ -73,16 +86,19 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--spacing", type=int, default=2)
     parser.add_argument("--precision", default="auto")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--out")
     args = parser.parse_args()
-    config = MonodepthConfig(size=tuple(args.size), steps=args.steps, batch_size=args.batch, lr=args.lr, spacing=args.spacing, precision=args.precision)
     folder = Path(args.folder or tempfile.mkdtemp(prefix="monodepth_street_"))
-    clips = [] if is_done(folder) else videos(args.drives, args.frames)  # rendering takes a while
-    done = train_monodepth(clips, StreetWorld(size=SIZE).K, config, folder, args.device, checkpoint_seconds=60)
-    predict, test = load_monodepth(folder, args.device), stills("test", args.tests)
+    images = write_videos(folder / f"videos-{args.drives}-{args.frames}", args.drives, args.frames)
+    recipe = video_recipe(images, str(images / "camera.json"), args.size, args.spacing, steps=args.steps, batch_size=args.batch,
+                          lr=args.lr, precision=args.precision)
+    launch = Launch(accelerator=args.device, tensorboard=False, checkpoint_seconds=60)
+    run = run_pretrain(parse(Pretrain, recipe), launch, runs=folder, show=lambda line: print(line, file=sys.stderr))
+    done = {k: v for k, v in read_json(run / "done.json").items() if k != "env"}
+    predict, test = monodepth(run, args.device), stills("test", args.tests)
     maps, fitted = guesses(stills("train", args.tests))
-    result = {"monodepth": score([1 / predict(sample.image) for sample in test], test),
+    result = {"monodepth": score([1 / predict(sample) for sample in test], test),
               **{name: score([depth] * len(test), test) for name, depth in maps.items()}}
     report = {"errors": result, "fitted": fitted, "training": {**vars(args), **done}, "test_frames": len(test), "frame_size": SIZE,
               "world": f"street {StreetWorld.version}", "env": environment()}

@@ -37,7 +37,7 @@ from dense_ssl.core import code_versions
 
 # All that rounding can touch: groupings, clusters, sorts, argmaxes, thresholds; two processes against one.
 COMPUTE = {
-    "nbs/01_geometry": "03_superpixels 04_regions 05_monodepth 06_segments 07_reprojection",
+    "nbs/01_geometry": "03_superpixels 04_regions 06_segments 07_reprojection",
     "nbs/02_data": "03_sequences 04_surfaces 05_frame_pairs 07_proposals",
     "nbs/03_positives": "03_auxiliary_labels 04_geometric_sets",
     "nbs/04_objectives": "02_prototypes",
@@ -52,7 +52,7 @@ COMPUTE = {
 TRAIN = {
     "nbs/04_objectives": "04_set_infonce",
     "nbs/05_models": "07_point_unet",
-    "nbs/06_methods": "01_cpcdr 03_auxcontrast 04_geosets 05_moco 06_densecl 07_swav 08_picie",
+    "nbs/06_methods": "01_cpcdr 03_auxcontrast 04_geosets 05_moco 06_densecl 07_swav 08_picie 11_monodepth",
     "nbs/07_training": "01_loop",
     "nbs/08_evaluation": "04_clustering 05_detection",
 }

@@ -119,7 +119,7 @@ def test_checkpoint_executes_nothing(tmp_path):
             return (Path(tmp_path / "sprung").touch, ())
 
     torch.save({"fingerprint": Trap()}, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="checkpoint.pt is damaged"):
+    with pytest.raises(ValueError, match="checkpoint.pt is not a plain weights file"):
         child(tmp_path, True)
     assert not (tmp_path / "sprung").exists()
 

@@ -27,12 +27,13 @@ def protocol_module(name: str) -> str:
     """The module that a protocol's name stands for. Raises: `ValueError` for an unknown one, saying which there are."""
     return f"dense_ssl.evaluation.{find_named('protocol', name, PROTOCOLS)}"
 
-
-def run_protocol(name: str, encoder: Any, train: Any, test: Any, size: tuple[int, int], **options: Any) -> dict[str, Any]:
+# %% ../../nbs/08_evaluation/09_catalog.ipynb #run-protocol
+def run_protocol(name: str, encoder: Any, train: Any, test: Any, size: tuple[int, int],
+                 **options: Any) -> dict[str, Any]:
     """What `evaluate` of the protocol's module finds; options: device, progress and its own."""
     return import_module(protocol_module(name)).evaluate(encoder, train, test, size, **options)
 
-
+# %% ../../nbs/08_evaluation/09_catalog.ipynb #protocol-metric
 def protocol_metric(name: str) -> tuple[str, str]:
     """The title of a protocol's column, and the key of its number."""
     return import_module(protocol_module(name)).METRIC

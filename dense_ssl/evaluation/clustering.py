@@ -20,33 +20,41 @@ from sklearn.cluster import AgglomerativeClustering, MiniBatchKMeans
 from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 
+# %% ../../nbs/08_evaluation/04_clustering.ipynb #own-imports
 from ..data.views import sample_generator
 from .coherence import data_name, dense_features, resize_image, sample_batches
-from .metrics import JointHistogram, hardware, joint_histogram, match_clusters
-from .segmentation import check_labels, class_names
+from .metrics import hardware, joint_histogram, match_clusters, merge_rows
+from .labels import check_labels, class_names
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #cluster-prototypes
 def cluster_prototypes(prototypes: Tensor, classes: int) -> Tensor:
-    """Agglomerative clustering of prototypes, cosine distance, average linkage (CPCDR section 3.5): (K, C) -> int64 (K,), 0 to classes - 1.
+    """Cluster of each prototype, (K, C) -> int64 (K,), 0 to classes - 1: agglomerative, cosine distance, average
+    linkage.
 
-    Raises: `ValueError` for another shape, fewer prototypes than classes, and a prototype that is zero or not finite.
+    CPCDR section 3.5. Raises: `ValueError` for another shape, fewer prototypes than classes, and a prototype that is
+    zero or not finite.
     """
     if prototypes.ndim != 2 or not 1 <= classes <= len(prototypes):
-        raise ValueError(f"prototypes are {tuple(prototypes.shape)}; needed: (K, C) with K at least the number of clusters, {classes}")
+        raise ValueError(f"prototypes are {tuple(prototypes.shape)}; needed: (K, C) with K at least the number of "
+                         f"clusters, {classes}")
     length = prototypes.detach().float().norm(dim=1)
     wrong = (~(length.isfinite() & (length > 0))).nonzero()[:, 0].tolist()
     if wrong:
-        raise ValueError(f"prototype {wrong[0]} has length {length[wrong[0]]:g}; cosine distance needs a finite one above 0")
+        raise ValueError(f"prototype {wrong[0]} has length {length[wrong[0]]:g}; cosine distance needs a finite one "
+                         "above 0")
     if classes == len(prototypes):  # scikit-learn would number them otherwise
         return torch.arange(classes)
     unit = F.normalize(prototypes.detach().double(), dim=1).cpu().numpy()
-    return torch.from_numpy(AgglomerativeClustering(classes, metric="cosine", linkage="average").fit_predict(unit)).long()
+    found = AgglomerativeClustering(classes, metric="cosine", linkage="average").fit_predict(unit)
+    return torch.from_numpy(found).long()
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #nearest-prototype
-def nearest_prototype(features: Tensor, prototypes: Tensor, size: tuple[int, int], upsample: Literal["features", "labels"] = "features") -> Tensor:
+def nearest_prototype(features: Tensor, prototypes: Tensor, size: tuple[int, int],
+                      upsample: Literal["features", "labels"] = "features") -> Tensor:
     """Prototype of largest cosine at every pixel: unit vectors (C, h, w), prototypes (K, C) -> int64 (H, W).
 
-    upsample: "features" interpolates them bilinearly to `size` (H, W) and then decides; "labels" decides at (h, w) and repeats.
+    upsample: "features" interpolates them bilinearly to `size` (H, W) and then decides; "labels" decides at (h, w) and
+    repeats.
     """
     if upsample not in ("features", "labels"):
         raise ValueError(f"upsample must be 'features' or 'labels', got {upsample!r}")
@@ -55,7 +63,8 @@ def nearest_prototype(features: Tensor, prototypes: Tensor, size: tuple[int, int
     scores = torch.einsum("kc,chw->khw", F.normalize(prototypes.to(features), dim=1), features)
     if upsample == "labels":
         return F.interpolate(scores.argmax(0)[None, None].double(), tuple(size), mode="nearest-exact")[0, 0].long()
-    best, label, done = torch.full(tuple(size), -math.inf, device=features.device), torch.zeros(tuple(size), dtype=torch.int64, device=features.device), 0
+    best, done = torch.full(tuple(size), -math.inf, device=features.device), 0
+    label = torch.zeros(tuple(size), dtype=torch.int64, device=features.device)
     for part in scores.split(max(1, 2**24 // best.numel())):
         value, index = F.interpolate(part[None], tuple(size), mode="bilinear", align_corners=False)[0].max(0)
         label = torch.where(value > best, index + done, label)
@@ -64,7 +73,9 @@ def nearest_prototype(features: Tensor, prototypes: Tensor, size: tuple[int, int
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #frame
 def _frame(image: Tensor, labels: Tensor, size: tuple[int, int] | int) -> tuple[Tensor, Tensor]:
-    "Image and truth: the whole image at (H, W) beside its own truth, or the central square with the shorter side scaled to an int."
+    """Image and truth: the whole image at (H, W) beside its own truth, or the central square with the shorter side
+    scaled to an int.
+    """
     if not isinstance(size, int):
         return resize_image(image, size), labels
     scale = size / min(image.shape[1:])
@@ -74,23 +85,16 @@ def _frame(image: Tensor, labels: Tensor, size: tuple[int, int] | int) -> tuple[
     return resize_image(image, sides)[:, y : y + size, x : x + size].contiguous(), resized[y : y + size, x : x + size]
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #embed
-class _Embed(nn.Module):
-    "`model.embed` as an encoder."
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.model.embed(images)
-
-
-def _prototype_maps(model, test, size, upsample, classes, ignore_index, device, batch_size, progress, seen) -> Iterator[tuple[Tensor, Tensor]]:
-    "Prototype and truth of every pixel, image by image; `seen` gathers how often each prototype is taken, sizes, images and what was skipped."
-    encoder, prototypes = _Embed(model), model.prototypes.detach().float().to(device)
+def _prototype_maps(model, test, size, upsample, classes, ignore_index, device, batch_size, progress,
+                    seen) -> Iterator[tuple[Tensor, Tensor]]:
+    """Prototype and truth of every pixel, image by image; `seen` gathers how often each is taken, sizes, images, what
+    was skipped.
+    """
+    prototypes = model.prototypes.detach().float().to(device)
     for batch in sample_batches(test, batch_size, seen["skipped"], f"clusters {test.name}", progress):
         frames = [_frame(s.image, check_labels(s, classes, ignore_index), size) for s in batch]
-        for f, (_, truth) in zip(dense_features(encoder, torch.stack([image for image, _ in frames]), device), frames, strict=True):
+        maps = dense_features(model, torch.stack([image for image, _ in frames]), device, model.embed)
+        for f, (_, truth) in zip(maps, frames, strict=True):
             taken = nearest_prototype(f.to(device), prototypes, truth.shape, upsample).cpu()
             seen["taken"] += torch.bincount(taken.flatten(), minlength=len(prototypes))
             seen["grids"].add("x".join(map(str, f.shape[-2:])))
@@ -107,67 +111,80 @@ def _assign(prototypes: Tensor, taken: Tensor, classes: int, which: str) -> Tens
     assigned[used] = cluster_prototypes(prototypes[used.to(prototypes.device)], min(classes, int(used.sum())))
     return assigned
 
-
-def _merge(joint: JointHistogram, assigned: Tensor) -> JointHistogram:
-    "The joint histogram of clusters from that of prototypes."
-    ids, row = assigned[joint.first].unique(return_inverse=True)
-    return JointHistogram(joint.counts.new_zeros(len(ids), joint.counts.shape[1]).index_add_(0, row, joint.counts), ids, joint.second)
-
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #score
-def _score(model, test, size, by, which, upsample, ignore_index, device, batch_size, progress) -> tuple[dict[str, Any], str]:
+def _score(model, test, size, by, which, upsample, ignore_index, device, batch_size,
+           progress) -> tuple[dict[str, Any], str]:
     "The result of a model with prototypes, but for its protocol; and the protocol's part that all share."
     start, classes, K = time.perf_counter(), class_names(test, test), len(model.prototypes)
     seen = {"taken": torch.zeros(K, dtype=torch.int64), "grids": set(), "truths": set(), "images": 0, "skipped": []}
     if len(classes) > K:
-        raise ValueError(f"the model has {K} prototypes, {test.name} {len(classes)} classes; needed: at least as many prototypes")
-    first, second = tee(_prototype_maps(model, test, size, upsample, len(classes), ignore_index, device, batch_size, progress, seen))
+        raise ValueError(f"the model has {K} prototypes, {test.name} {len(classes)} classes; needed: at least as many "
+                         "prototypes")
+    first, second = tee(_prototype_maps(model, test, size, upsample, len(classes), ignore_index, device, batch_size,
+                                        progress, seen))
     joint = joint_histogram((taken for taken, _ in first), (truth for _, truth in second))
     assigned = _assign(model.prototypes, seen["taken"], len(classes), which)
-    found = match_clusters(_merge(joint, assigned), len(classes), by)
+    found = match_clusters(merge_rows(joint, assigned[joint.first]), len(classes), by)
     kept = assigned >= 0
     sizes = torch.bincount(assigned[kept], seen["taken"][kept].double(), minlength=len(classes))
     grid, truth = (next(iter(s)) if len(s) == 1 else "the images' own sizes" for s in (seen["grids"], seen["truths"]))
-    images = f"images with the shorter side at {size}, central square" if isinstance(size, int) else f"whole images at {size[0]}x{size[1]}"
+    images = (f"images with the shorter side at {size}, central square" if isinstance(size, int) else
+              f"whole images at {size[0]}x{size[1]}")
     line = (f"{data_name(test)}, {len(classes)} classes, void {ignore_index}, {images}, features {grid} "
-            f"{'upsampled bilinearly to' if upsample == 'features' else 'decided there and repeated for'} the truth at {truth}, "
-            f"Hungarian on {'IoU' if by == 'iou' else 'pixel counts'} over the split, one joint histogram")
-    return {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy, "per_class": dict(zip(classes, found.per_class, strict=True)),
+            f"{'upsampled bilinearly to' if upsample == 'features' else 'decided there and repeated for'} the truth at "
+            f"{truth}, Hungarian on {'IoU' if by == 'iou' else 'pixel counts'} over the split, one joint histogram")
+    return {"miou": found.miou, "pixel_accuracy": found.pixel_accuracy,
+            "per_class": dict(zip(classes, found.per_class, strict=True)),
             "match": {str(cluster): classes[c] for cluster, c in found.match.items()},
             "prototype_classes": [found.match.get(cluster, 255) for cluster in assigned.tolist()],
             "used_prototypes": (seen["taken"] > 0).double().mean().item(),
-            "clusters": {"asked": len(classes), "non_empty": int((sizes > 0).sum()), "largest": (sizes.max() / sizes.sum()).item()},
-            "images": {"test": seen["images"]}, "skipped": seen["skipped"], "seconds": time.perf_counter() - start, "hardware": hardware(device)}, line
+            "clusters": {"asked": len(classes), "non_empty": int((sizes > 0).sum()),
+                         "largest": (sizes.max() / sizes.sum()).item()},
+            "images": {"test": seen["images"]}, "skipped": seen["skipped"], "seconds": time.perf_counter() - start,
+            "hardware": hardware(device)}, line
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #unsupervised-segmentation-2
 _RULES = {"cpcdr": ("CPCDR's protocol", "iou"), "picie": ("PiCIE's own protocol", "pixels")}
 
+# %% ../../nbs/08_evaluation/04_clustering.ipynb #unsupervised-segmentation-3
+def unsupervised_segmentation(model: nn.Module, test: Sequence, size: tuple[int, int] | int = (384, 768),
+                              protocol: Literal["cpcdr", "picie"] = "cpcdr",
+                              prototypes: Literal["all", "used"] = "all",
+                              upsample: Literal["features", "labels"] = "features",
+                              ignore_index: int = 255, device: str | torch.device = "cpu", batch_size: int = 8,
+                              progress: bool | None = None) -> dict:
+    """mIoU of a model's prototypes, grouped into as many clusters as `test` has classes and matched one to one (CPCDR
+    Table 1).
 
-def unsupervised_segmentation(model: nn.Module, test: Sequence, size: tuple[int, int] | int = (384, 768), protocol: Literal["cpcdr", "picie"] = "cpcdr",
-                              prototypes: Literal["all", "used"] = "all", upsample: Literal["features", "labels"] = "features",
-                              ignore_index: int = 255, device: str | torch.device = "cpu", batch_size: int = 8, progress: bool | None = None) -> dict:
-    """mIoU of a model's prototypes, grouped into as many clusters as `test` has classes and matched one to one (CPCDR Table 1).
-
-    model: `embed(images (B, 3, H, W), normalised)` -> unit vectors (B, C, h, w), and `prototypes` (K, C). size: (H, W) of whole images for
-    "cpcdr"; for "picie" an int (320), side of the central square. prototypes: "all" are grouped, or those "used" by some pixel.
-    Returns a dict: "protocol", "miou", "pixel_accuracy", "per_class", "match" (cluster -> class), "prototype_classes" (255 = none),
-    "used_prototypes" (share), "clusters" ("asked", "non_empty", "largest": share of pixels), "images", "skipped", "seconds", "hardware".
-    Raises: `ValueError` on unusable data, an option or size that does not fit, fewer prototypes than classes, an unusable model.
+    model: `embed(images (B, 3, H, W), normalised)` -> unit vectors (B, C, h, w), and `prototypes` (K, C). size: (H, W)
+    of whole images for "cpcdr"; for "picie" an int (320), side of the central square. prototypes: "all" are grouped, or
+    those "used" by some pixel. Returns a dict: "protocol", "miou", "pixel_accuracy", "per_class", "match" (cluster ->
+    class), "prototype_classes" (255 = none), "used_prototypes" (share), "clusters" ("asked", "non_empty", "largest":
+    share of pixels), "images", "skipped", "seconds", "hardware". Raises: `ValueError` on unusable data, an option or
+    size that does not fit, fewer prototypes than classes, an unusable model.
     """
     if protocol not in _RULES or prototypes not in ("all", "used"):
-        raise ValueError(f"protocol must be 'cpcdr' or 'picie', prototypes 'all' or 'used', got {protocol!r} and {prototypes!r}")
+        raise ValueError(f"protocol must be 'cpcdr' or 'picie', prototypes 'all' or 'used', got {protocol!r} and "
+                         f"{prototypes!r}")
     if isinstance(size, int) != (protocol == "picie"):
-        raise ValueError(f"size is {size}; needed: {'an int, side of the central square,' if protocol == 'picie' else '(H, W)'} for protocol {protocol!r}")
+        raise ValueError(f"size is {size}; needed: "
+                         f"{'an int, side of the central square,' if protocol == 'picie' else '(H, W)'} for protocol "
+                         f"{protocol!r}")
     name, by = _RULES[protocol]
     out, line = _score(model, test, size, by, prototypes, upsample, ignore_index, device, batch_size, progress)
-    return {"protocol": f"unsupervised segmentation, {name}: {len(model.prototypes)} prototypes of {type(model).__name__}, {prototypes} of them "
+    return {"protocol": f"unsupervised segmentation, {name}: {len(model.prototypes)} prototypes of "
+            f"{type(model).__name__}, {prototypes} of them "
                         f"grouped by average linkage of cosine distances, {line}"} | out
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #fit-prototypes
-def fit_prototypes(encoder: nn.Module, train: Sequence, size: tuple[int, int] | int, clusters: int, vectors: int = 100_000, seed: int = 0,
+def fit_prototypes(encoder: nn.Module, train: Sequence, size: tuple[int, int] | int, clusters: int,
+                   vectors: int = 100_000, seed: int = 0,
                    device: str | torch.device = "cpu", batch_size: int = 8, progress: bool | None = None) -> Tensor:
-    """Mini-batch k-means on unit-length dense features of about `vectors` cells of `train`, without labels: unit centres, float32 (clusters, C).
+    """Mini-batch k-means on unit-length dense features of about `vectors` cells of `train`, without labels: unit
+    centres, float32 (clusters, C).
 
-    size: as for `unsupervised_segmentation`. Raises: `ValueError` for fewer cells than clusters, or an unusable encoder.
+    size: as for `unsupervised_segmentation`. Raises: `ValueError` for fewer cells than clusters, or an unusable
+    encoder.
     """
     rows, limit = [], math.ceil(vectors / max(1, len(train)))
     for batch in sample_batches(train, batch_size, [], f"features {train.name}", progress):
@@ -177,14 +194,17 @@ def fit_prototypes(encoder: nn.Module, train: Sequence, size: tuple[int, int] | 
             rows.append(cells[torch.randperm(len(cells), generator=sample_generator(seed, len(rows)))[:limit]])
     x = torch.cat(rows).numpy()
     if len(x) < clusters:
-        raise ValueError(f"{len(x)} cells of {train.name} cannot make {clusters} clusters; take more images, or more `vectors`")
+        raise ValueError(f"{len(x)} cells of {train.name} cannot make {clusters} clusters; take more images, or more "
+                         "`vectors`")
     with threadpool_limits(1):  # the same sums on any number of threads
         fitted = MiniBatchKMeans(clusters, batch_size=4096, n_init=3, random_state=np.random.RandomState(seed)).fit(x)
     return F.normalize(torch.from_numpy(fitted.cluster_centers_).float(), dim=1)
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #prototypemodel
 class PrototypeModel(nn.Module):
-    """An encoder beside prototypes (K, C), as `unsupervised_segmentation` wants it; PiCIE's network beside its centroids, for instance."""
+    """An encoder beside prototypes (K, C), as `unsupervised_segmentation` wants it; PiCIE's network beside its
+    centroids, for instance.
+    """
 
     def __init__(self, encoder: nn.Module, prototypes: Tensor) -> None:
         super().__init__()
@@ -196,18 +216,22 @@ class PrototypeModel(nn.Module):
         return F.normalize(self.encoder(images).float(), dim=1)
 
 # %% ../../nbs/08_evaluation/04_clustering.ipynb #cluster-features
-def cluster_features(encoder: nn.Module, train: Sequence, test: Sequence, size: tuple[int, int], clusters: int | None = None, vectors: int = 100_000,
+def cluster_features(encoder: nn.Module, train: Sequence, test: Sequence, size: tuple[int, int],
+                     clusters: int | None = None, vectors: int = 100_000,
                      seed: int = 0, upsample: Literal["features", "labels"] = "features", ignore_index: int = 255,
                      device: str | torch.device = "cpu", batch_size: int = 8, progress: bool | None = None) -> dict:
-    """mIoU of k-means clusters of an encoder's dense features, fitted on `train`, matched with the classes on IoU over `test`.
+    """mIoU of k-means clusters of an encoder's dense features, fitted on `train`, matched with the classes on IoU over
+    `test`.
 
-    clusters: None = as many as classes; more are grouped as prototypes are. Returns a dict as `unsupervised_segmentation`; the centres are those of
-    `fit_prototypes`. Raises: `ValueError` as there.
+    clusters: None = as many as classes; more are grouped as prototypes are. Returns a dict as
+    `unsupervised_segmentation`; the centres are those of `fit_prototypes`. Raises: `ValueError` as there.
     """
     start, count = time.perf_counter(), clusters or len(class_names(train, test))
     centres = fit_prototypes(encoder, train, size, count, vectors, seed, device, batch_size, progress)
-    out, line = _score(PrototypeModel(encoder, centres), test, size, "iou", "all", upsample, ignore_index, device, batch_size, progress)
-    return {"protocol": f"unsupervised segmentation by k-means: {count} clusters of the features of {getattr(encoder, 'name', type(encoder).__name__)}, "
+    out, line = _score(PrototypeModel(encoder, centres), test, size, "iou", "all", upsample, ignore_index, device,
+                       batch_size, progress)
+    return {"protocol": f"unsupervised segmentation by k-means: {count} clusters of the features of "
+            f"{getattr(encoder, 'name', type(encoder).__name__)}, "
                         f"unit length, fitted on about {vectors} cells of {data_name(train)}, seed {seed}; {line}",
             **out, "seconds": time.perf_counter() - start}
 
@@ -216,7 +240,9 @@ def segment_image(model: nn.Module, image: Tensor, prototype_classes: Sequence[i
                   upsample: Literal["features", "labels"] = "features", device: str | torch.device = "cpu") -> Tensor:
     """Classes of a whole image's pixels: uint8 (3, H, W) -> int64 (H, W), 255 where the cluster has no class.
 
-    prototype_classes: of a result of `unsupervised_segmentation`. size: (H, W) at which the image goes through the model.
+    prototype_classes: of a result of `unsupervised_segmentation`. size: (H, W) at which the image goes through the
+    model.
     """
-    f = dense_features(_Embed(model), resize_image(image, size)[None], device)[0].to(device)
-    return torch.tensor(prototype_classes)[nearest_prototype(f, model.prototypes.detach().float().to(device), image.shape[1:], upsample).cpu()]
+    f = dense_features(model, resize_image(image, size)[None], device, model.embed)[0].to(device)
+    return torch.tensor(prototype_classes)[nearest_prototype(f, model.prototypes.detach().float().to(device),
+                                                             image.shape[1:], upsample).cpu()]

@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['resize_image', 'dense_features', 'data_name', 'cell_labels', 'cell_pairs', 'pair_similarity', 'pair_auc',
-           'sample_batches', 'object_coherence', 'RawColours']
+           'progress_bar', 'sample_batches', 'object_coherence', 'RawColours']
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #9241a059
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,18 +27,22 @@ def resize_image(image: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(image[None], tuple(size), mode="bilinear", antialias=True)[0]
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #dense-features
-def dense_features(encoder: nn.Module, images: Tensor, device: str | torch.device = "cpu") -> Tensor:
+def dense_features(encoder: nn.Module, images: Tensor, device: str | torch.device = "cpu",
+                   embed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Features of a batch, uint8 (B, 3, H, W) -> float32 (B, C, h, w) on the CPU; leaves the encoder in eval mode.
 
-    Raises: `ValueError` when the encoder does not give a finite (B, C, h, w) map.
+    embed: what of the encoder gives them, None = itself. Raises: `ValueError` when they are not a finite (B, C, h, w)
+    map.
     """
     encoder.to(device).eval()
     with torch.inference_mode():
-        out = encoder(normalize_image(images.to(device)).contiguous(memory_format=torch.channels_last)).float().cpu()
+        inputs = normalize_image(images.to(device)).contiguous(memory_format=torch.channels_last)
+        out = (embed or encoder)(inputs).float().cpu()
     if out.ndim != 4 or len(out) != len(images):
         raise ValueError(f"encoder gives {tuple(out.shape)} for {len(images)} images; needed: (B, C, h, w)")
     if not out.isfinite().all():
-        raise ValueError("encoder gives features that are not finite; its weights or running statistics hold nan or inf")
+        raise ValueError("encoder gives features that are not finite; its weights or running statistics hold nan or "
+                         "inf")
     return out
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #data-name
@@ -68,21 +73,21 @@ def cell_labels(labels: Tensor, grid: tuple[int, int], minimum_share: float = 0.
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #cell-pairs
 def cell_pairs(x: Tensor, distance: int) -> tuple[Tensor, Tensor]:
-    """All pairs of cells `distance` apart in a row, then in a column: (..., h, w) -> two (..., P), P = h(w-d) + (h-d)w."""
+    """All pairs of cells `distance` apart in a row, then in a column: (..., h, w) -> two (..., P), P = h(w-d) + (h-d)w.
+    """
     first = [x[..., :, : max(x.shape[-1] - distance, 0)], x[..., : max(x.shape[-2] - distance, 0), :]]
     second = [x[..., :, distance:], x[..., distance:, :]]
     return (torch.cat([p.flatten(-2) for p in first], -1), torch.cat([p.flatten(-2) for p in second], -1))
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #pair-similarity
 def pair_similarity(features: Tensor, distance: int, similarity: str = "cosine") -> Tensor:
-    """Similarity of the cells of `cell_pairs`: (C, h, w) -> (P,); "cosine", or "distance" = minus the Euclidean distance."""
-    if similarity == "cosine":
-        a, b = cell_pairs(F.normalize(features, dim=0), distance)
-        return (a * b).sum(0)
-    if similarity == "distance":
-        a, b = cell_pairs(features, distance)
-        return -(a - b).norm(dim=0)
-    raise ValueError(f"similarity must be 'cosine' or 'distance', got {similarity!r}")
+    """Similarity of the cells of `cell_pairs`: (C, h, w) -> (P,); "cosine", or "distance" = minus the Euclidean
+    distance.
+    """
+    if similarity not in ("cosine", "distance"):
+        raise ValueError(f"similarity must be 'cosine' or 'distance', got {similarity!r}")
+    a, b = cell_pairs(F.normalize(features, dim=0) if similarity == "cosine" else features, distance)
+    return (a * b).sum(0) if similarity == "cosine" else -(a - b).norm(dim=0)
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #objects
 def _objects(sample: object, ignore_index: int) -> Tensor:
@@ -90,13 +95,14 @@ def _objects(sample: object, ignore_index: int) -> Tensor:
     labels = torch.zeros_like(sample.instances) if sample.labels is None else sample.labels
     alone = sample.instances < 0
     void = alone if sample.labels is None else alone & (labels == ignore_index)
-    return (sample.instances.clamp(min=-1) + 1).mul(256).add(labels.masked_fill(labels == ignore_index, 0)).masked_fill(void, -1)
+    return (sample.instances.clamp(min=-1) + 1).mul(256).add(labels.masked_fill(labels == ignore_index,
+                                                                                0)).masked_fill(void, -1)
 
-
-def _answers(sample: object, grid: tuple[int, int], distance: int, share: float, step: float, ignore: int) -> dict[str, Tensor]:
+# %% ../../nbs/08_evaluation/01_coherence.ipynb #answers
+def _answers(sample: object, grid: tuple[int, int], distance: int, share: float, step: float,
+             ignore: int) -> dict[str, Tensor]:
     "For each question that the sample can answer, int8 (P,): 1 = same, 0 = different, -1 = dropped."
-    out = {}
-    objects = None if sample.instances is None else _objects(sample, ignore)
+    out, objects = {}, None if sample.instances is None else _objects(sample, ignore)
     for kind, ids, void in (("object", objects, -1), ("class", sample.labels, ignore)):
         if ids is not None:
             a, b = cell_pairs(cell_labels(ids, grid, share, void), distance)
@@ -108,7 +114,8 @@ def _answers(sample: object, grid: tuple[int, int], distance: int, share: float,
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #pair-auc
 def pair_auc(similarity: Tensor, same: Tensor) -> float:
-    """AUC of `similarity` (P,) for `same` (P,) = 1 against 0; other values are dropped; nan where one kind is missing."""
+    """AUC of `similarity` (P,) for `same` (P,) = 1 against 0; other values are dropped; nan where one kind is missing.
+    """
     positive, negative = same == 1, same == 0
     if not positive.any() or not negative.any():
         return math.nan
@@ -116,13 +123,19 @@ def pair_auc(similarity: Tensor, same: Tensor) -> float:
     return float(roc_auc_score(same[used].numpy(), similarity[used].numpy()))
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #sample-batches
-def sample_batches(dataset: Sequence, batch_size: int, skipped: list[str], title: str, progress: bool | None = None) -> Iterator[list]:
+def progress_bar(progress: bool | None, *iterable: Any, **options: Any) -> tqdm:
+    """tqdm that leaves nothing behind; progress: show it, None = only on a terminal."""
+    return tqdm(*iterable, disable=None if progress is None else not progress, leave=False, **options)
+
+# %% ../../nbs/08_evaluation/01_coherence.ipynb #sample-batches-2
+def sample_batches(dataset: Sequence, batch_size: int, skipped: list[str], title: str,
+                   progress: bool | None = None) -> Iterator[list]:
     """Yield lists of at most `batch_size` samples; the message of each `BadSample` is appended to `skipped`.
 
     progress: show a bar; None = only on a terminal. Raises: `ValueError` when there is no usable sample.
     """
     batch, used = [], 0
-    for i in tqdm(range(len(dataset)), desc=title, disable=None if progress is None else not progress, leave=False):
+    for i in progress_bar(progress, range(len(dataset)), desc=title):
         try:
             batch.append(dataset[i])
             used += 1
@@ -132,11 +145,15 @@ def sample_batches(dataset: Sequence, batch_size: int, skipped: list[str], title
             yield batch
             batch = []
     if not used:
-        raise ValueError(f"dataset {getattr(dataset, 'name', '')!r} has no usable image among {len(dataset)}; " + "; ".join(skipped[:1]))
+        raise ValueError(f"dataset {getattr(dataset, 'name', '')!r} has no usable image among {len(dataset)}; "
+                         + "; ".join(skipped[:1]))
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #pool
-def _pool(encoder, dataset, size, distances, share, step, similarity, ignore_index, max_pairs, device, batch_size, progress):
-    "(question, distance) -> lists of similarities and answers, dropped pairs left out; grid; images used; images skipped."
+def _pool(encoder, dataset, size, distances, share, step, similarity, ignore_index, max_pairs, device, batch_size,
+          progress):
+    """(question, distance) -> lists of similarities and answers, dropped pairs left out; grid; images used; images
+    skipped.
+    """
     pool, grid, used, skipped = {}, None, 0, []
     limit = math.ceil(max_pairs / max(len(dataset), 1))
     for batch in sample_batches(dataset, batch_size, skipped, "coherence", progress):
@@ -146,7 +163,8 @@ def _pool(encoder, dataset, size, distances, share, step, similarity, ignore_ind
             used += 1
             for d in distances:
                 s = pair_similarity(f, d, similarity)
-                thin = torch.randperm(len(s), generator=sample_generator(used, d))[:limit] if len(s) > limit else slice(None)
+                order = torch.randperm(len(s), generator=sample_generator(used, d))
+                thin = order[:limit] if len(s) > limit else slice(None)
                 for kind, same in _answers(sample, grid, d, share, step, ignore_index).items():
                     keep = same[thin] >= 0
                     pool.setdefault((kind, d), []).append((s[thin][keep], same[thin][keep]))
@@ -159,21 +177,25 @@ def object_coherence(encoder: nn.Module, dataset: Sequence, size: tuple[int, int
                      batch_size: int = 32, progress: bool | None = None) -> dict:
     """Object coherence of an encoder over a whole split (evaluation.md), images resized to `size` (H, W).
 
-    Returns a dict: "protocol"; for each of "object", "class", "depth" that the data can answer a dict of "auc" (mean over
-    distances), "per_distance", "pairs", "different" (share), the last three lists over `distances`; "images", "skipped",
-    "grid", "seconds". AUC is nan where all pairs of a distance are of one kind. Raises: `ValueError` when no sample has
-    instances, labels or depth, when a distance is not from 1 to the grid's longer side - 1, or on an unusable encoder.
+    Returns a dict: "protocol"; for each of "object", "class", "depth" that the data can answer a dict of "auc" (mean
+    over distances), "per_distance", "pairs", "different" (share), the last three lists over `distances`; "images",
+    "skipped", "grid", "seconds". AUC is nan where all pairs of a distance are of one kind. Raises: `ValueError` when no
+    sample has instances, labels or depth, when a distance is not from 1 to the grid's longer side - 1, or on an
+    unusable encoder.
     """
     start = time.perf_counter()
-    pool, grid, used, skipped = _pool(encoder, dataset, size, distances, minimum_share, depth_step, similarity, ignore_index,
-                                      max_pairs, device, batch_size, progress)
+    pool, grid, used, skipped = _pool(encoder, dataset, size, distances, minimum_share, depth_step, similarity,
+                                      ignore_index, max_pairs, device, batch_size, progress)
     if not distances or min(distances) < 1 or max(distances) >= max(grid):
-        raise ValueError(f"distances must be from 1 to {max(grid) - 1} on a grid of {grid[0]}x{grid[1]} cells, got {distances}")
+        raise ValueError(f"distances must be from 1 to {max(grid) - 1} on a grid of {grid[0]}x{grid[1]} cells, got "
+                         f"{distances}")
     if not pool:
-        raise ValueError(f"dataset {dataset.name!r} has neither instances, labels nor depth; object coherence needs one of them")
-    out = {"protocol": f"object coherence: {data_name(dataset)}, whole images at {size[0]}x{size[1]}, "
-                       f"grid {grid[0]}x{grid[1]}, {similarity}, cells with at least {minimum_share:.0%} of one label, "
-                       f"depth step > {depth_step:g} of the image's range, AUC per distance {', '.join(map(str, distances))} "
+        raise ValueError(f"dataset {dataset.name!r} has neither instances, labels nor depth; object coherence needs "
+                         "one of them")
+    out = {"protocol": f"object coherence: {data_name(dataset)}, whole images at {size[0]}x{size[1]}, grid "
+                       f"{grid[0]}x{grid[1]}, {similarity}, cells with at least {minimum_share:.0%} of one label, "
+                       f"depth step > {depth_step:g} of the image's range, AUC per distance "
+           f"{', '.join(map(str, distances))} "
                        "cells over all pairs of the split, mean"}
     for kind in sorted({k for k, _ in pool}):
         parts = [[torch.cat(x) for x in zip(*pool[kind, d], strict=True)] for d in distances]
@@ -184,7 +206,8 @@ def object_coherence(encoder: nn.Module, dataset: Sequence, size: tuple[int, int
 
 # %% ../../nbs/08_evaluation/01_coherence.ipynb #rawcolours
 class RawColours(nn.Module):
-    """Pseudo-encoder: mean normalised colour of each cell, (B, 3, H, W) -> (B, 3, ceil(H / stride), ceil(W / stride))."""
+    """Pseudo-encoder: mean normalised colour of each cell, (B, 3, H, W) -> (B, 3, ceil(H / stride), ceil(W / stride)).
+    """
 
     def __init__(self, stride: int = 32) -> None:
         super().__init__()

@@ -13,13 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# %% ../../nbs/08_evaluation/03_probe.ipynb #own-imports
 from .coherence import data_name, dense_features, resize_image, sample_batches
-from .metrics import confusion, hardware, iou_from_confusion
-from .segmentation import check_labels, class_names, predict
+from .labels import check_labels, class_names
+from .metrics import Score, hardware
 
 # %% ../../nbs/08_evaluation/03_probe.ipynb #cell-shares
 def cell_shares(labels: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
-    """Share of each class in each cell: int (H, W), void = 255 -> float32 (h * w, classes); rows sum to the labelled share.
+    """Share of each class in each cell: int (H, W), void = 255 -> float32 (h * w, classes); rows sum to the labelled
+    share.
 
     Pixel (y, x) lies in cell (y h // H, x w // W). Raises: `ValueError` on a grid finer than the map.
     """
@@ -33,7 +35,8 @@ def cell_shares(labels: Tensor, grid: tuple[int, int], classes: int) -> Tensor:
     return counts / size[:, None]
 
 # %% ../../nbs/08_evaluation/03_probe.ipynb #fit-linear
-def fit_linear(features: Tensor, targets: Tensor, l2: float = 1e-3, iterations: int = 100, tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
+def fit_linear(features: Tensor, targets: Tensor, l2: float = 1e-3, iterations: int = 100,
+               tolerance: float = 1e-4) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression with soft targets, by L-BFGS from zero.
 
     features: (N, C), standardised; targets: (N, K), each row's weight is its sum. Stops when no gradient entry exceeds
@@ -44,7 +47,8 @@ def fit_linear(features: Tensor, targets: Tensor, l2: float = 1e-3, iterations: 
         raise ValueError("targets are all 0; the probe needs at least one labelled pixel")
     weight = torch.zeros(targets.shape[1], features.shape[1], device=features.device, requires_grad=True)
     bias = torch.zeros(targets.shape[1], device=features.device, requires_grad=True)
-    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, tolerance_grad=tolerance, tolerance_change=0, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=iterations, tolerance_grad=tolerance, tolerance_change=0,
+                                  line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
         optimizer.zero_grad()
@@ -57,8 +61,11 @@ def fit_linear(features: Tensor, targets: Tensor, l2: float = 1e-3, iterations: 
     return weight.detach(), bias.detach()
 
 # %% ../../nbs/08_evaluation/03_probe.ipynb #train-set
-def _train_set(encoder, train, size, classes, ignore_index, device, batch_size, progress) -> tuple[Tensor, Tensor, int, list[str]]:
-    "Features (N, C) and targets (N, K) of all cells with a labelled pixel; number of images; messages of images skipped."
+def _train_set(encoder, train, size, classes, ignore_index, device, batch_size,
+               progress) -> tuple[Tensor, Tensor, int, list[str]]:
+    """Features (N, C) and targets (N, K) of all cells with a labelled pixel; number of images; messages of images
+    skipped.
+    """
     features, targets, used, skipped = [], [], 0, []
     for batch in sample_batches(train, batch_size, skipped, f"features {train.name}", progress):
         maps = dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]), device)
@@ -72,36 +79,37 @@ def _train_set(encoder, train, size, classes, ignore_index, device, batch_size, 
         raise ValueError(f"{train.name} has no labelled pixel: all of its label maps are void")
     return torch.cat(features), torch.cat(targets), used, skipped
 
+# %% ../../nbs/08_evaluation/03_probe.ipynb #standard
+def _standard(x: Tensor) -> tuple[Tensor, Tensor]:
+    "Mean (C,) of features (N, C), and one over their standard deviation, 0 where a channel does not vary."
+    mean, std = x.mean(0), x.std(0, correction=0)
+    return mean, torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std, 0)
+
 # %% ../../nbs/08_evaluation/03_probe.ipynb #linear-probe-2
-def linear_probe(encoder: nn.Module, train: Sequence, test: Sequence, size: tuple[int, int], l2: float = 1e-3, iterations: int = 100,
-                 ignore_index: int = 255, device: str | torch.device = "cpu", batch_size: int = 32, progress: bool | None = None) -> dict:
+def linear_probe(encoder: nn.Module, train: Sequence, test: Sequence, size: tuple[int, int], l2: float = 1e-3,
+                 iterations: int = 100,
+                 ignore_index: int = 255, device: str | torch.device = "cpu", batch_size: int = 32,
+                 progress: bool | None = None) -> dict:
     """mIoU of one linear layer on the frozen features of `encoder`, images resized to `size` (H, W).
 
     Returns a dict: "protocol", "miou", "pixel_accuracy", "per_class", "images", "skipped", "seconds", "hardware".
-    Raises: `ValueError` on unusable data (no labels, a wrong label, all void, other classes in test) or an unusable encoder.
+    Raises: `ValueError` on unusable data (no labels, a wrong label, all void, other classes in test) or an unusable
+    encoder.
     """
     start, classes = time.perf_counter(), class_names(train, test)
-    x, targets, used, skipped = _train_set(encoder, train, size, len(classes), ignore_index, device, batch_size, progress)
-    mean, std = x.mean(0), x.std(0, correction=0)
-    scale = torch.where(std > 1e-6 * (1 + mean.abs()), 1 / std, 0)
+    x, targets, used, skipped = _train_set(encoder, train, size, len(classes), ignore_index, device, batch_size,
+                                           progress)
+    mean, scale = _standard(x)
     weight, bias = fit_linear(x.sub_(mean).mul_(scale).to(device), targets.to(device), l2, iterations)
     weight = weight.cpu() * scale  # standardising folded into the layer
     bias = bias.cpu() - weight @ mean
-    matrix, tested, sizes = torch.zeros(len(classes), len(classes), dtype=torch.int64), 0, set()
+    score = Score(test.name, classes, ignore_index)
     for batch in sample_batches(test, batch_size, skipped, f"probe {test.name}", progress):
         maps = dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]), device)
-        logits = F.conv2d(maps, weight[:, :, None, None], bias)
-        for sample, logit in zip(batch, logits, strict=True):
-            truth = check_labels(sample, len(classes), ignore_index)
-            matrix += confusion(predict(logit[None], truth.shape), truth[None], len(classes))
-            sizes.add(f"{truth.shape[0]}x{truth.shape[1]}")
-        tested += len(batch)
-    if not matrix.sum():
-        raise ValueError(f"{test.name} has no labelled pixel: all of its label maps are void")
-    iou, truth = iou_from_confusion(matrix), sizes.pop() if len(sizes) == 1 else "the images' own sizes"
-    return {"protocol": f"linear probe, encoder frozen: {data_name(train)} -> {data_name(test)}, {len(classes)} classes, void {ignore_index}, "
-                        f"whole images at {size[0]}x{size[1]}, features {maps.shape[-2]}x{maps.shape[-1]} standardised, truth at {truth}, "
-                        f"L-BFGS {iterations} iterations, L2 {l2:g}, one confusion matrix",
-            "miou": iou.nanmean().item(), "pixel_accuracy": (matrix.diagonal().sum() / matrix.sum()).item(),
-            "per_class": dict(zip(classes, iou.tolist(), strict=True)), "images": {"train": used, "test": tested},
-            "skipped": skipped, "seconds": time.perf_counter() - start, "hardware": hardware(device)}
+        for sample, logits in zip(batch, F.conv2d(maps, weight[:, :, None, None], bias), strict=True):
+            score.add(sample, logits)
+    name = (f"linear probe, encoder frozen: {data_name(train)} -> {data_name(test)}, {len(classes)} classes, void "
+            f"{ignore_index}, whole images at {size[0]}x{size[1]}, features {maps.shape[-2]}x{maps.shape[-1]} "
+            f"standardised, truth at {score.truth()}, L-BFGS {iterations} iterations, L2 {l2:g}, one confusion matrix")
+    return {"protocol": name, **score.numbers(), "images": {"train": used, "test": score.images}, "skipped": skipped,
+            "seconds": time.perf_counter() - start, "hardware": hardware(device)}

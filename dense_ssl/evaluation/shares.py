@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .coherence import cell_labels, dense_features, resize_image, sample_batches
-from .segmentation import check_labels, class_names
+from .labels import check_labels, class_names
 
 # %% ../../nbs/08_evaluation/06_shares.ipynb #explained-share
 def explained_share(vectors: Tensor, groups: Tensor) -> float:
@@ -28,7 +28,7 @@ def explained_share(vectors: Tensor, groups: Tensor) -> float:
         raise ValueError("vectors are all the same; there is no variance to explain")
     return (1 - residual.square().sum() / total).item()
 
-
+# %% ../../nbs/08_evaluation/06_shares.ipynb #without
 def _without(vectors: Tensor, groups: Tensor) -> Tensor:
     "Vectors, float64, minus the mean of their group."
     _, group, size = groups.unique(return_inverse=True, return_counts=True)
@@ -37,15 +37,17 @@ def _without(vectors: Tensor, groups: Tensor) -> Tensor:
 
 # %% ../../nbs/08_evaluation/06_shares.ipynb #variance-shares
 @torch.no_grad()
-def variance_shares(encoder: nn.Module, dataset: Sequence, size: tuple[int, int], device: str | torch.device = "cpu", batch_size: int = 8) -> dict[str, float]:
+def variance_shares(encoder: nn.Module, dataset: Sequence, size: tuple[int, int], device: str | torch.device = "cpu",
+                    batch_size: int = 8) -> dict[str, float]:
     """Shares of the variance of unit-length dense features: "row", "place", "image", "class", and "class beyond place".
 
-    encoder: images (B, 3, H, W), normalised, to (B, C, h, w). Cells without a clear class count for row, place and image alone.
-    Raises: `ValueError` on unusable data or encoder, as the linear probe does.
+    encoder: images (B, 3, H, W), normalised, to (B, C, h, w). Cells without a clear class count for row, place and
+    image alone. Raises: `ValueError` on unusable data or encoder, as the linear probe does.
     """
     vectors, groups, count = [], {"row": [], "place": [], "image": [], "class": []}, len(class_names(dataset, dataset))
     for batch in sample_batches(dataset, batch_size, [], f"shares {dataset.name}", False):
-        for sample, f in zip(batch, dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]), device), strict=True):
+        for sample, f in zip(batch, dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]),
+                                                   device), strict=True):
             h, w = f.shape[1:]
             vectors.append(nn.functional.normalize(f.flatten(1), dim=0).T)
             groups["place"].append(torch.arange(h * w))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['check_intrinsics', 'backproject', 'project', 'normals', 'resize_intrinsics', 'intrinsics_from_fractions',
-           'read_intrinsics']
+           'read_intrinsics', 'flip_intrinsics']
 
 # %% ../../nbs/01_geometry/02_camera.ipynb #90394217
 import math
@@ -173,3 +173,10 @@ def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], si
                          "shape, so it was cropped; "
                          "needs the intrinsics of the cropped image")
     return resize_intrinsics(K, old, size)
+
+# %% ../../nbs/01_geometry/02_camera.ipynb #flip-intrinsics
+def flip_intrinsics(K: Tensor, width: int) -> Tensor:
+    """K (..., 3, 3) for the image of that width mirrored left to right."""
+    K = K.clone()
+    K[..., 0, 2] = width - 1 - K[..., 0, 2]
+    return K

@@ -32,6 +32,7 @@ METHODS = {  # name: the module of this room whose METHODS has its class and its
     "densecl": "densecl",
     "swav": "swav",
     "picie": "picie",
+    "monodepth": "monodepth",
 }
 
 

@@ -20,7 +20,7 @@ Side = Annotated[int, Field(ge=16)]
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=False)
 
-
+# %% ../../nbs/07_training/00_configuration.ipynb #data
 class Data(_Strict):
     """A dataset: its name in `data.catalog`, where it lies, the split, and options of its class."""
 
@@ -30,25 +30,9 @@ class Data(_Strict):
     options: dict[str, Any] = {}
 
 # %% ../../nbs/07_training/00_configuration.ipynb #pretrain
-class Pretrain(_Strict):
-    """What decides a pre-training run. Lengths, `warmup` and `milestones` are in epochs where `epochs` is given, else in steps.
+class _Schedule(_Strict):
+    "How long and how fast. Lengths, `warmup` and `milestones` are in epochs where `epochs` is given, else in steps."
 
-    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on CUDA
-    and 32-true on a CPU. views: where pairs of views are made, by the loader on the CPU or, within a few grey levels of that,
-    on the training's device (`data.device_views`).
-    """
-
-    data: Data
-    method: str
-    method_options: dict[str, Any] = {}
-    encoder: str = "resnet18"
-    output_stride: Literal[8, 16, 32] | None = None
-    weights: str | None = None
-    crop: Side | tuple[Side, Side] = 224
-    scale: tuple[float, float] = (0.08, 1.0)
-    views: Literal["cpu", "device"] = "cpu"
-    batch_size: int = Field(256, ge=1)
-    accumulate: int = Field(1, ge=1)
     epochs: float | None = Field(None, gt=0)
     steps: int | None = Field(None, ge=0)
     warmup: float = Field(0, ge=0)
@@ -62,6 +46,35 @@ class Pretrain(_Strict):
     dampening: float = Field(0.0, ge=0, lt=1)
     weight_decay: float = Field(1e-5, ge=0)
     clip: float | None = Field(None, gt=0)
+
+    def _check_schedule(self) -> None:
+        length = self.epochs or self.steps or 0
+        if self.warmup > length:
+            raise ValueError(f"warmup {self.warmup} is longer than the run of {self.epochs or self.steps}")
+        if (self.schedule == "step") != bool(self.milestones) or any(not 0 < m <= length for m in self.milestones):
+            raise ValueError("schedule step goes with milestones inside the run, the others with none, not "
+                             f"{self.schedule} with {self.milestones}")
+
+# %% ../../nbs/07_training/00_configuration.ipynb #pretrain-config
+class Pretrain(_Schedule):
+    """What decides a pre-training run.
+
+    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on
+    CUDA and 32-true on a CPU. views: where pairs of views are made, by the loader on the CPU or, within a few grey
+    levels of that, on the training's device (`data.device_views`).
+    """
+
+    data: Data
+    method: str
+    method_options: dict[str, Any] = {}
+    encoder: str = "resnet18"
+    output_stride: Literal[8, 16, 32] | None = None
+    weights: str | None = None
+    crop: Side | tuple[Side, Side] = 224
+    scale: tuple[float, float] = (0.08, 1.0)
+    views: Literal["cpu", "device"] = "cpu"
+    batch_size: int = Field(256, ge=1)
+    accumulate: int = Field(1, ge=1)
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     seed: int = Field(0, ge=0)
     strict: bool = False
@@ -77,15 +90,11 @@ class Pretrain(_Strict):
     def _possible(self) -> "Pretrain":
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise ValueError(f"scale must be two shares of the image's area, 0 < low <= high <= 1, not {self.scale}")
-        if self.method == "scratch":
-            if self.steps != 0 or self.epochs is not None or self.views != "cpu":
-                raise ValueError("method scratch trains nothing; give steps 0, no epochs and views cpu")
-        elif (self.epochs is None) == (self.steps is None) or self.steps == 0:
+        if self.method == "scratch" and (self.steps != 0 or self.epochs is not None or self.views != "cpu"):
+            raise ValueError("method scratch trains nothing; give steps 0, no epochs and views cpu")
+        if self.method != "scratch" and ((self.epochs is None) == (self.steps is None) or self.steps == 0):
             raise ValueError("give either epochs or steps (at least 1)")
-        if self.warmup > (self.epochs or self.steps or 0):
-            raise ValueError(f"warmup {self.warmup} is longer than the run of {self.epochs or self.steps}")
-        if (self.schedule == "step") != bool(self.milestones) or any(not 0 < m <= (self.epochs or self.steps or 0) for m in self.milestones):
-            raise ValueError(f"schedule step goes with milestones inside the run, the others with none, not {self.schedule} with {self.milestones}")
+        self._check_schedule()
         return self
 
 # %% ../../nbs/07_training/00_configuration.ipynb #launch
@@ -121,7 +130,10 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def parse(model: type[M], values: dict[str, Any], what: str = "configuration") -> M:
-    """`values` as a `model`. Raises: `ValueError` of one sentence that names the first bad key, its value and what is allowed."""
+    """`values` as a `model`.
+
+    Raises: `ValueError` of one sentence that names the first bad key, its value and what is allowed.
+    """
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -135,7 +147,7 @@ def parse(model: type[M], values: dict[str, Any], what: str = "configuration") -
         found = f", not {first['input']!r}" if key and "not " not in message and first["type"] != "missing" else ""
         raise ValueError(f"{what}{': ' + key if key else ''}: {message[0].lower() + message[1:]}{found}") from None
 
-
+# %% ../../nbs/07_training/00_configuration.ipynb #keys
 def _keys(model: type[BaseModel]) -> list[str]:
     "The keys of `model` and of the models inside it."
     inner = [f.annotation for f in model.model_fields.values() if isinstance(f.annotation, type)]

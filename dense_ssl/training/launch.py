@@ -28,7 +28,8 @@ def worker_command(folder: Path, launch: Launch) -> list[str]:
     if launch.processes * launch.nodes == 1:
         return [sys.executable, *worker]
     meet = ["--standalone"] if launch.nodes == 1 else [
-        "--nnodes", str(launch.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", launch.rdzv_endpoint, "--rdzv-id", folder.name]
+        "--nnodes", str(launch.nodes), "--rdzv-backend", "c10d", "--rdzv-endpoint", launch.rdzv_endpoint, "--rdzv-id",
+        folder.name]
     return [sys.executable, "-m", "torch.distributed.run", *meet, "--nproc-per-node", str(launch.processes),
             "--log-dir", str(folder / "logs"), "--redirects", "3", "--tee", "3", *worker]
 
@@ -39,12 +40,13 @@ def run_modules(config: Pretrain) -> list[str]:
     return ["dense_ssl.training.worker", *method, *data_modules(config.data.name, **config.data.options)]
 
 # %% ../../nbs/07_training/03_launch.ipynb #run-pretrain
-def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | None = None, runs: str | Path | None = None,
-                 show: Callable[[str], None] | None = None) -> Path:
+def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | None = None,
+                 runs: str | Path | None = None, show: Callable[[str], None] | None = None) -> Path:
     """Carry out the pre-training run of `config`, or find it done, or go on with it; its folder.
 
     name: the readable part of the folder's name. show: gets the newest line of progress, at most twice a second.
-    Raises: `ValueError` for settings that do not fit together, `RuntimeError` with the end of the log when a worker fails.
+    Raises: `ValueError` for settings that do not fit together, `RuntimeError` with the end of the log when a worker
+    fails.
     """
     launch = launch or Launch()
     with torch.device("meta"):
@@ -53,7 +55,9 @@ def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | Non
     folder = run_folder("pretrain", name, config.model_dump(mode="json"), run_modules(config), runs)
     if not is_done(folder):
         write_json(folder / "launch.json", launch.model_dump())
-        threads = launch.threads or max(1, (os.cpu_count() or 1) // launch.processes)
+        # who shares the machine says so in the environment
+        threads = launch.threads or os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count()
+                                                                                 or 1) // launch.processes)
         run_processes([worker_command(folder, launch)], folder / "logs", show, env={"OMP_NUM_THREADS": str(threads)})
         if not is_done(folder):
             raise RuntimeError(f"the worker ended without {folder / 'done.json'}; see {folder / 'logs'}")

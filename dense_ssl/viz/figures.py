@@ -26,7 +26,7 @@ from torch import Tensor
 
 from ..core import atomic_path, environment, write_json
 from ..data.views import Crop, Sample, View, cut, random_crop, sample_generator, stack_views
-from ..evaluation.segmentation import colour_map
+from ..evaluation.labels import colour_map
 from ..geometry.depth import normalize_depth
 from ..positives.masks import depth_mask, distance_mask, distance_scale, pixdepth_masks
 from .heatmaps import DEPTH_TITLES, draw_depth, draw_image

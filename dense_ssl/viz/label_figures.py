@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from ..evaluation.segmentation import colour_map
+from ..evaluation.labels import colour_map
 from .heatmaps import draw_image
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #labels-figure

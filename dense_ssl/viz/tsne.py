@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..data.views import sample_generator
 from ..evaluation.coherence import dense_features, resize_image, sample_batches
-from ..evaluation.segmentation import check_labels, class_names
+from ..evaluation.labels import check_labels, class_names
 from .figures import colour_labels
 
 # %% ../../nbs/09_viz/05_tsne.ipynb #balanced-pixels

@@ -90,7 +90,7 @@ if ULP:
         "dense_ssl.geometry.segments": [first_argument("segment_mesh")],
     }
 if SEEDS:
-    CHANGES |= {"torch.random": [seed("manual_seed")], "dense_ssl.geometry.monodepth": [seed("_generator")]}
+    CHANGES |= {"torch.random": [seed("manual_seed")]}
     CHANGES["dense_ssl.data.views"] = [*CHANGES.get("dense_ssl.data.views", []), seed("sample_generator")]
 
 
