@@ -14,7 +14,7 @@ import pytest
 from lab import ROOT, Lab, Shown, browser, missing
 from PIL import Image
 
-from dense_ssl.viz.widgets import WIDGET_VIEW, strip_widgets
+from dense_ssl.viz.explorers.widgets import WIDGET_VIEW, strip_widgets
 
 needs_browser = pytest.mark.skipif(bool(missing()), reason=missing())
 EXPLORE = "10_experiments/14_explore.ipynb"
@@ -29,12 +29,12 @@ from dense_ssl.core import runs_root
 from dense_ssl.data.catalog import open_data
 from dense_ssl.evaluation.coherence import RawColours
 from dense_ssl.viz.explorer import Explorer, load_sample
-from dense_ssl.viz.label_explorer import LabelExplorer, embedded_labels
-from dense_ssl.viz.pca_explorer import ClusterExplorer, PCAExplorer
-from dense_ssl.viz.run_explorer import RunExplorer
-from dense_ssl.viz.scene_explorer import SceneExplorer
+from dense_ssl.viz.explorers.labels import LabelExplorer, embedded_labels
+from dense_ssl.viz.explorers.pca import ClusterExplorer, PCAExplorer
+from dense_ssl.viz.explorers.runs import RunExplorer
+from dense_ssl.viz.explorers.scenes import SceneExplorer
 from dense_ssl.geometry.regions import RegionConfig
-from dense_ssl.viz.region_explorer import RegionExplorer
+from dense_ssl.viz.explorers.regions import RegionExplorer
 
 torch.set_num_threads(1)
 pair = [open_data("room", "test", size=(96, 128), count=8)[i] for i in (0, 5)]
@@ -439,6 +439,6 @@ def committed() -> list[Path]:
 def test_no_widget_state(path: Path):
     "No stored widget state and no reference to a live widget; a notebook with explorers stays small."
     content = json.loads(path.read_text())
-    assert not strip_widgets(content), f"{path.relative_to(ROOT)} holds widget state; dense_ssl.viz.widgets.strip_widgets removes it"
-    if "viz.widgets" in path.read_text() or "xplorer" in path.name or path.name.endswith("explore.ipynb"):
+    assert not strip_widgets(content), f"{path.relative_to(ROOT)} holds widget state; dense_ssl.viz.explorers.widgets.strip_widgets removes it"
+    if "viz.explorer" in path.read_text():
         assert path.stat().st_size < 300_000
