@@ -28,8 +28,9 @@ import torch
 from dense_ssl.core import runs_root
 from dense_ssl.data.catalog import open_data
 from dense_ssl.evaluation.coherence import RawColours
-from dense_ssl.viz.explorer import Explorer, load_sample
+from dense_ssl.viz.explorer import Explorer
 from dense_ssl.viz.explorers.labels import LabelExplorer, embedded_labels
+from dense_ssl.viz.explorers.panels import load_sample
 from dense_ssl.viz.explorers.pca import ClusterExplorer, PCAExplorer
 from dense_ssl.viz.explorers.runs import RunExplorer
 from dense_ssl.viz.explorers.scenes import SceneExplorer

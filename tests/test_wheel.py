@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
 NOT_NEEDED = {"jupyterlab", "notebook", "jupyter-server", "ipykernel", "ipywidgets", "ipython", "nbdev", "nbclient", "nbconvert", "papermill",
               "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
-EXPLORERS = {"explorer", *(f"explorers.{name}" for name in ("widgets", "pca", "regions", "scenes", "labels", "runs"))}  # of dense_ssl.viz
+EXPLORERS = {"explorer", *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs"))}  # of dense_ssl.viz
 OPTIONAL = {"spconv"}  # no extra: its name depends on the CUDA version
 
 LIGHT = """

@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['DEPTH_TITLES', 'similarity', 'encode', 'object_points', 'draw_image', 'draw_depth', 'draw_similarity', 'draw_point',
-           'cell_at', 'heatmap_figure', 'setup_figure']
+           'cell_at', 'draw_outline', 'heatmap_figure', 'setup_figure']
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #6aba24eb
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
@@ -118,6 +120,15 @@ def draw_point(ax: Axes, point: tuple[int, int]) -> None:
 def cell_at(point: tuple[int, int], image: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
     """The cell of a (h, w) grid over an image (H, W) that the pixel (row, col) lies in."""
     return point[0] * grid[0] // image[0], point[1] * grid[1] // image[1]
+
+
+def draw_outline(ax: Axes, mask: np.ndarray) -> None:
+    """Outline a bool mask (H, W), white over black; the image's own edge counts as outside."""
+    height, wide = mask.shape
+    x, y = np.arange(-1, wide + 1), np.arange(-1, height + 1)
+    drawn = ax.contour(x, y, np.pad(mask, 1).astype(float), [0.5], colors="white", linewidths=1.4)
+    drawn.set_path_effects([withStroke(linewidth=3, foreground="black")])
+    ax.set(xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #heatmap-figure
 def heatmap_figure(rows: Sequence[tuple[Sample, tuple[int, int]]], encoders: dict[str, nn.Module], size: int | None = 896,

@@ -9,13 +9,14 @@ __all__ = ['ORDERS', 'LAYERS', 'with_auxiliary', 'embedded_labels', 'LabelState'
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #c1f0im00
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ipywidgets as widgets
 import numpy as np
 import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -25,17 +26,20 @@ from ...evaluation.coherence import RawColours
 from ...evaluation.metrics import joint_histogram, pmiou
 from ...models.extractors import Extractor
 from ...positives.auxiliary_labels import VOID, AuxiliaryLabels, Centres, fit_labels
+from .scenes import Tiles, spread
+from .widgets import (Board, ClickImage, Controls, Latest, buttons, data_uri, quietly, slow_slider,
+                                             svg_outline, table, wrapped)
 from ..figures import colour_labels
 from ..heatmaps import draw_image
 from ..regions import region_colours
-from .scenes import Tiles
-from .widgets import Board, ClickImage, Latest, data_uri, svg_outline
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #with-auxiliary
-def with_auxiliary(images: Sequence[Sample], centres: Centres | str | Path, extractor: Extractor | None = None, **vote: Any) -> list[Sample]:
-    """The samples with `auxiliary` maps by centres, or those saved in a folder. extractor, vote: of `positives.auxiliary_labels.AuxiliaryLabels`.
+def with_auxiliary(images: Sequence[Sample], centres: Centres | str | Path, extractor: Extractor | None = None,
+                   **vote: Any) -> list[Sample]:
+    """The samples with `auxiliary` maps by centres, or those saved in a folder.
 
-    Raises: `ValueError` as that does: missing or damaged centres, another extractor than theirs.
+    extractor, vote: of `positives.auxiliary_labels.AuxiliaryLabels`. Raises: `ValueError` as that does: missing or damaged
+    centres, another extractor than theirs.
     """
     label = AuxiliaryLabels(centres, extractor, **vote)
     return [replace(sample, auxiliary=label(sample.image, sample.name)[0]) for sample in images]
@@ -49,42 +53,49 @@ def embedded_labels(count: int = 12, size: tuple[int, int] = (96, 128), clusters
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #labelstate
 class LabelState:
-    """Auxiliary labels over images: `labels` int64 (K,), those that occur; `counts` int64 (images, K), their pixels; `pixels`, all there are.
+    """Auxiliary labels over images: `labels` int64 (K,), those that occur; `counts` int64 (images, K), their pixels;
+    `pixels`, all there are.
 
-    samples: with `auxiliary` (negative or 255 = none), and with `labels` or not. classes: names; None: numbers. With the truth of every image
-    `score` is PmIoU, `matches` the best match by label and `joint` int64 (K, M) with `present` (M,) the joint histogram; else nan, {}, None.
-    Raises: `ValueError` for no samples, one without `auxiliary`, or not a single label.
+    samples: with `auxiliary` (negative or 255 = none), and with `labels` or not. classes: names; None: numbers. With the
+    truth of every image `score` is PmIoU, `matches` the best match by label and `joint` int64 (K, M) with `present` (M,) the
+    joint histogram; else nan, {}, None. Raises: `ValueError` for no samples, one without `auxiliary`, or not a single label.
     """
 
     def __init__(self, samples: Sequence[Sample], classes: Sequence[str] | None = None):
         bare = [s.name for s in samples if s.auxiliary is None]
         if not samples or bare:
-            raise ValueError(f"{len(samples)} samples, without auxiliary labels: {', '.join(bare[:3]) or 'none'}; needed: at least one, each with "
-                             "its map")
+            raise ValueError(f"{len(samples)} samples, without auxiliary labels: {', '.join(bare[:3]) or 'none'}; "
+                             "needed: at least one, each with its map")
         self.samples, self.classes = list(samples), classes
         self.maps = [torch.where((s.auxiliary < 0) | (s.auxiliary == VOID), -1, s.auxiliary) for s in samples]
         found = torch.cat([m.flatten() for m in self.maps])
         self.labels, self.pixels = found[found >= 0].unique(), len(found)
         if not len(self.labels):
             raise ValueError(f"not one pixel of {len(samples)} images has an auxiliary label (all are negative or {VOID})")
-        self.counts = torch.stack([(torch.bincount(m.flatten() + 1, minlength=int(self.labels.max()) + 2)[1:])[self.labels] for m in self.maps])
+        most = int(self.labels.max())
+        self.counts = torch.stack([torch.bincount(m.flatten() + 1, minlength=most + 2)[1:][self.labels] for m in self.maps])
         self.score, self.matches, self.joint, self.present = np.nan, {}, None, None
-        truths = [s.labels for s in self.samples]
-        if all(t is not None and (t != VOID).any() for t in truths):
-            self.score, matches = pmiou(self.maps, truths, VOID, matches=True)
-            self.matches = {m.segment: m for m in matches}
-            counts, ids, self.present = joint_histogram(self.maps, truths, VOID, "auxiliary")
-            self.joint = torch.zeros(len(self.labels), len(self.present), dtype=torch.int64)
-            self.joint[torch.searchsorted(self.labels, ids[ids >= 0])] = counts[ids >= 0]
+        if all(s.labels is not None and (s.labels != VOID).any() for s in self.samples):
+            _match(self)
 
     def named(self, truth: int) -> str:
         """The name of a class."""
         return str(truth) if self.classes is None or truth >= len(self.classes) else self.classes[truth]
 
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #match
+def _match(state: LabelState) -> None:
+    "What the labels are, by the truth."
+    truths = [s.labels for s in state.samples]
+    state.score, matches = pmiou(state.maps, truths, VOID, matches=True)
+    state.matches = {m.segment: m for m in matches}
+    counts, ids, state.present = joint_histogram(state.maps, truths, VOID, "auxiliary")
+    state.joint = torch.zeros(len(state.labels), len(state.present), dtype=torch.int64)
+    state.joint[torch.searchsorted(state.labels, ids[ids >= 0])] = counts[ids >= 0]
+
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-facts
 class LabelFacts(NamedTuple):
-    """A label: its pixels, their share of all, in how many images it occurs, its best class ("" without truth), the IoU with it (nan), and what it
-    is made of: (class, share of its pixels with truth), the largest first."""
+    """A label: its pixels, their share of all, in how many images it occurs, its best class ("" without truth), the IoU with
+    it (nan), and what it is made of: (class, share of its pixels with truth), the largest first."""
 
     label: int
     pixels: int
@@ -94,23 +105,23 @@ class LabelFacts(NamedTuple):
     iou: float
     made_of: list[tuple[str, float]]
 
-
-ORDERS = ("share", "IoU", "number")
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-facts-2
+ORDERS = {"share": lambda f: -f.pixels, "IoU": lambda f: -np.nan_to_num(f.iou), "number": lambda f: f.label}
 
 
 def label_facts(state: LabelState, order: str = "share") -> list[LabelFacts]:
-    """The facts of every label, the largest share or IoU first, or by number."""
+    """The facts of every label, the largest share or IoU first, or by number: `ORDERS`."""
     if order not in ORDERS:
         raise ValueError(f"order is {order!r}; there are {', '.join(ORDERS)}")
     out, total = [], state.counts.sum(0).tolist()
     for k, label in enumerate(state.labels.tolist()):
         match, made = state.matches.get(label), []
         if state.joint is not None and (row := state.joint[k]).any():
-            made = [(state.named(int(state.present[m])), int(row[m]) / int(row.sum())) for m in row.argsort(descending=True, stable=True) if row[m]]
+            largest = (m for m in row.argsort(descending=True, stable=True) if row[m])
+            made = [(state.named(int(state.present[m])), int(row[m]) / int(row.sum())) for m in largest]
         best = (state.named(match.truth), match.iou) if match else ("", np.nan)
         out.append(LabelFacts(label, total[k], total[k] / state.pixels, int((state.counts[:, k] > 0).sum()), *best, made))
-    keys = {"share": lambda f: -f.pixels, "IoU": lambda f: -np.nan_to_num(f.iou), "number": lambda f: f.label}
-    return sorted(out, key=keys[order])
+    return sorted(out, key=ORDERS[order])
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-layer
 LAYERS = ("chosen", "all labels", "truth", "images")
@@ -118,64 +129,66 @@ LAYERS = ("chosen", "all labels", "truth", "images")
 
 def label_layer(tiles: Tiles, maps: Sequence[Tensor], truths: Sequence[Tensor | None], classes: int, show: str = "chosen",
                 label: int = -1) -> np.ndarray:
-    """What to lay over the tiles, uint8 (H, W, 4), for one of `LAYERS`: maps and truths int (h, w) of each tile's size; label: the chosen one.
+    """What to lay over the tiles, uint8 (H, W, 4), for one of `LAYERS`: maps and truths int (h, w) of each tile's size.
 
-    Raises: `ValueError` for another layer, or "truth" where a truth is None.
+    label: the chosen one. Raises: `ValueError` for another layer, or "truth" where a truth is None.
     """
+    inside, ids = spread(tiles, [torch.ones_like(m) for m in maps], 0).numpy() > 0, spread(tiles, maps).numpy()
     if show == "images":
-        return np.zeros((*tiles.picture.shape[1:], 4), np.uint8)
-    inside = tiles.spread([torch.ones_like(m) for m in maps], 0).numpy() > 0
-    if show == "truth":
+        picture, opacity = np.zeros((*ids.shape, 3)), np.zeros(ids.shape)
+    elif show == "truth":
         if any(t is None for t in truths):
             raise ValueError("these images have no labels; the truth cannot be shown")
-        picture = colour_labels(tiles.spread(truths, VOID), classes).numpy() / 255
-    elif show in ("chosen", "all labels"):
-        ids = tiles.spread(maps).numpy()
-        picture = region_colours(ids)
-        if show == "chosen":
-            mine = ids == label
-            return (np.dstack([np.where(mine[..., None], picture, 0), inside * np.where(mine, 0.35, 0.7)]) * 255).round().astype(np.uint8)
+        picture, opacity = colour_labels(spread(tiles, truths, VOID), classes).numpy() / 255, inside
+    elif show == "all labels":
+        picture, opacity = region_colours(ids), inside
+    elif show == "chosen":
+        mine = ids == label
+        picture, opacity = np.where(mine[..., None], region_colours(ids), 0), inside * np.where(mine, 0.35, 0.7)
     else:
         raise ValueError(f"show is {show!r}; there are {', '.join(LAYERS)}")
-    return (np.dstack([picture, inside]) * 255).round().astype(np.uint8)
+    return (np.dstack([picture, opacity]) * 255).round().astype(np.uint8)
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-figure
 def label_figure(state: LabelState, tiles: Tiles, maps: Sequence[Tensor], label: int, width: float = 6.5) -> Figure:
-    """The tiles with one label lit, beside them the best match of the labels with the largest share. width: of the tiles, in inches."""
+    """The tiles with one label lit, beside them the best match of the labels with the largest share.
+
+    width: of the tiles, in inches.
+    """
     height, wide = tiles.picture.shape[1:]
     figure = Figure((width + 3.4, max(2.6, width * height / wide + 0.4)), layout="compressed")
     left, right = figure.subplots(1, 2, width_ratios=[width, 3])
     facts = label_facts(state)
     mine = next(f for f in facts if f.label == label)
     match = f", best class {mine.match} (IoU {mine.iou:.2f})" if mine.match else ""
-    draw_image(left, tiles.picture, f"label {label}: {mine.share:.1%} of the pixels, in {mine.images} of {len(state.samples)} images{match}")
+    title = f"label {label}: {mine.share:.1%} of the pixels, in {mine.images} of {len(state.samples)} images{match}"
+    draw_image(left, tiles.picture, title)
     left.imshow(label_layer(tiles, maps, [None] * len(maps), 0, "chosen", label))
-    shown = facts[:14]
-    values = [f.share if np.isnan(state.score) else np.nan_to_num(f.iou) for f in shown]
-    right.barh(range(len(shown)), values, color=[tuple(region_colours(f.label)) for f in shown],
-               edgecolor=["black" if f.label == label else "none" for f in shown])
-    right.set_yticks(range(len(shown)), [f"{f.label} {f.match}" for f in shown], fontsize="x-small")
-    right.invert_yaxis()
-    right.set_xlabel("share of the pixels" if np.isnan(state.score) else "IoU with the best class", fontsize="small")
-    right.set_title("the largest labels" if np.isnan(state.score) else f"PmIoU {state.score:.3f}, {len(state.labels)} labels", fontsize="medium")
+    _draw_bars(right, state, facts[:14], label)
     return figure
+
+
+def _draw_bars(ax: Axes, state: LabelState, shown: Sequence[LabelFacts], label: int) -> None:
+    "The IoU of labels with their best class, or their share where there is no truth."
+    known = not np.isnan(state.score)
+    values = [np.nan_to_num(f.iou) if known else f.share for f in shown]
+    ax.barh(range(len(shown)), values, color=[tuple(region_colours(f.label)) for f in shown],
+            edgecolor=["black" if f.label == label else "none" for f in shown])
+    ax.set_yticks(range(len(shown)), [f"{f.label} {f.match}" for f in shown], fontsize="x-small")
+    ax.invert_yaxis()
+    ax.set_xlabel("IoU with the best class" if known else "share of the pixels", fontsize="small")
+    title = f"PmIoU {state.score:.3f}, {len(state.labels)} labels" if known else "the largest labels"
+    ax.set_title(title, fontsize="medium")
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-html
 def _label_table(state: LabelState, facts: Sequence[LabelFacts], label: int) -> str:
     "All labels as a table that scrolls, the chosen one set off."
-    left, heads = "style='text-align:left;padding-right:0.8em'", ("label", "share", "images", "best class", "IoU", "made of")
-    rows = []
-    for f in facts:
-        colour = "#" + "".join(f"{round(255 * v):02x}" for v in region_colours(f.label).tolist())
-        made = ", ".join(f"{name} {share:.0%}" for name, share in f.made_of[:3])
-        cells = (f"{f.share:.1%}", f"{f.images}", f.match, "" if np.isnan(f.iou) else f"{f.iou:.3f}", made)
-        style = " aria-current='true' style='outline:2px solid #ffb000;font-weight:bold'" if f.label == label else ""
-        rows.append(f"<tr{style}><th scope='row' {left}><span style='color:{colour}' aria-hidden='true'>■</span> {f.label}</th>"
-                    + "".join(f"<td {left}>{escape(c)}</td>" for c in cells) + "</tr>")
+    rows = [((to_hex(region_colours(f.label)), f.label), f"{f.share:.1%}", f.images, f.match,
+             "" if np.isnan(f.iou) else f"{f.iou:.3f}", ", ".join(f"{name} {share:.0%}" for name, share in f.made_of[:3]))
+            for f in facts]
     score = "" if np.isnan(state.score) else f"PmIoU {state.score:.3f}, "
-    return (f"<b>{score}{len(facts)} labels over {len(state.samples)} images</b><div tabindex='0' role='region' aria-label='all labels' "
-            f"style='max-height:420px;overflow:auto'><table><tr>{''.join(f'<th scope=col {left}>{h}</th>' for h in heads)}</tr>"
-            f"{''.join(rows)}</table></div>")
+    heads, current = ("label", "share", "images", "best class", "IoU", "made of"), [f.label for f in facts].index(label)
+    return table(rows, "all labels", heads, f"{score}{len(facts)} labels over {len(state.samples)} images", current)
 
 
 def _readable(images: Sequence[Sample], most: int) -> tuple[list[Sample], list[str]]:
@@ -188,112 +201,119 @@ def _readable(images: Sequence[Sample], most: int) -> tuple[list[Sample], list[s
             bad.append(str(error))
     return good, bad
 
-# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-board
-class _LabelBoard(Board):
-    "What `LabelExplorer` does; that class puts the widgets together."
-
-    def page(self) -> None:
-        """Show the images from the chosen one on."""
-        if self.state is None:
-            return
-        first, columns = self.controls["first"].value, min(4, self.shown)
-        part = slice(first, first + self.shown)
-        height, wide = self.state.samples[0].image.shape[1:]
-        scale = min(1.0, 1.5 * self.click.width / (columns * max(height, wide)))                    # no larger than the page can show
-        self.part = self.state.maps[part], [s.labels for s in self.state.samples[part]]
-        self.tiles = Tiles([s.image for s in self.state.samples[part]], columns, (max(1, round(height * scale)), max(1, round(wide * scale))), 6)
-        self.click.replace(self.tiles.picture, f"images {first} to {first + len(self.part[0]) - 1} with one auxiliary label lit", (4, 4))
-        self.draw()
-
-    def picked(self, row: int, col: int) -> None:
-        """Choose the label of a pixel of the pictures."""
-        at = self.state and self.tiles.find(row, col)
-        label = -1 if not at else int(self.part[0][at[0]][at[1], at[2]])
-        self.status.say("" if label >= 0 else "no label here" if at else "no image here")
-        if label >= 0:
-            self.choose(label)
-        else:
-            self.draw()
-
-    def choose(self, label: int) -> None:
-        """Light a label in all pictures. Raises: `ValueError` for one that does not occur."""
-        if self.state is None or label not in self.state.labels.tolist():
-            raise ValueError(f"label {label} does not occur; there are {[] if self.state is None else self.state.labels.tolist()}")
-        self.label = label
-        with self.quietly():
-            self.controls["label"].value = label
-        self.draw()
-
-    def sort(self) -> None:
-        """List the labels in the chosen order."""
-        if self.state is None:
-            return
-        self.listed = label_facts(self.state, self.controls["order"].value)
-        text = {f.label: f"{f.label}: {f.share:.1%}" + (f", {f.match} {f.iou:.2f}" if f.match else "") for f in self.listed}
-        with self.quietly():
-            self.controls["label"].options = [(text[f.label], f.label) for f in self.listed]
-            self.controls["label"].value = self.label
-        self.draw()
-
-    def draw(self) -> None:
-        """Lay the chosen picture over the images and outline the chosen label."""
-        if self.state is None or self.tiles is None:
-            return
-        show, classes = self.controls["show"].value, len(self.state.classes or ()) or VOID
-        layer = label_layer(self.tiles, *self.part, classes, show, self.label)
-        drawing = svg_outline(self.tiles.spread(self.part[0]).numpy() == self.label, self.click.pick.size, title=f"label {self.label}")
-        self.click.show(data_uri(layer), 1.0 if show == "chosen" else self.controls["strength"].value, drawing=drawing)
-        self.table.value = _label_table(self.state, self.listed, self.label)
-
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #labelexplorer
-class LabelExplorer(_LabelBoard):
-    """Auxiliary labels over images; a click lights a label in all of them. `state`: what is shown, None when there is nothing; `label`: the chosen.
+class LabelExplorer(Board):
+    """Auxiliary labels over images; a click lights a label in all of them. `state`: what is shown, None when there is
+    nothing; `label`: the chosen.
 
-    images: samples with `auxiliary` maps, or any with `centres` (a folder, or `Centres`); None: the embedded room. extractor, vote: see
-    `with_auxiliary`. classes: names, None: those of `images`. most: so many images at most are read. shown: so many at a time. width: in pixels.
+    images: samples with `auxiliary` maps, or any with `centres` (a folder, or `Centres`); None: the embedded room. extractor,
+    vote: see `with_auxiliary`. classes: names, None: those of `images`. most: so many images at most are read. shown: so many
+    at a time. width: in pixels. folder: see `Board`.
     """
 
     title = "label explorer"
 
-    def __init__(self, images: Sequence[Sample] | None = None, centres: Centres | str | Path | None = None, extractor: Extractor | None = None,
-                 classes: Sequence[str] | None = None, most: int = 24, shown: int = 8, width: int = 800,
-                 folder: str | Path | None = None, **vote: Any):
+    def __init__(self, images: Sequence[Sample] | None = None, centres: Centres | str | Path | None = None,
+                 extractor: Extractor | None = None, classes: Sequence[str] | None = None, most: int = 24, shown: int = 8,
+                 width: int = 800, folder: str | Path | None = None, **vote: Any):
         super().__init__(folder)
-        self.state, self.tiles, self.label, self.shown, self.listed = None, None, -1, shown, []
-        self.click, self.table = ClickImage(np.full((24, 48), 200, np.uint8), "no images", self.picked, width, status=self.status), widgets.HTML()
+        self.label, self.shown, self.table, bad = -1, shown, widgets.HTML(), []
+        self.click = ClickImage(None, "no images", lambda: _picked(self), width, status=self.status)
         with self.status.guarded():
-            samples, bad = (embedded_labels(), []) if images is None and centres is None else _readable([] if images is None else images, most)
-            names = classes or (open_data("room").classes if images is None else getattr(images, "classes", None))
-            self.state = LabelState(with_auxiliary(samples, centres, extractor, **vote) if centres else samples, names)
+            samples, names, bad = _samples(images, centres, extractor, classes, most, vote)
+            self.state = LabelState(samples, names)
             self.label = label_facts(self.state)[0].label
-        self.controls = _label_controls(len(self.state.samples) if self.state else 1, shown)
-        calls = {"first": Latest(self.page), "order": self.sort, "label": lambda: self.choose(self.controls["label"].value)}
-        for name, control in self.controls.items():
-            self.listen(control, calls.get(name, self.draw))
+        self.controls = _controls(len(self.state.samples) if self.state else 1, shown)
+        _listen(self)
         if self.state is not None:
-            self.sort(), self.page()
+            _list(self), _page(self)
             if bad:
                 self.status.say(f"{len(bad)} of {len(bad) + len(samples)} images are left out: {bad[0]}")
-        choices, shows, lists = (widgets.HBox([self.controls[n] for n in names], layout={"flex_flow": "row wrap"})
-                                 for names in (("label", "first"), ("show", "strength"), ("order",)))
-        self.arrange(choices, self.click.widget, shows, lists, self.table)
+
+    def choose(self, label: int) -> None:
+        """Light a label in all pictures. Raises: `ValueError` for one that does not occur."""
+        if label not in self.ready().labels:
+            raise ValueError(f"label {label} does not occur; there are {self.state.labels.tolist()}")
+        self.label = label
+        _draw(self)
 
     def figure(self) -> Figure:
-        """See `label_figure`. Raises: `ValueError` while there is nothing to draw."""
-        if self.state is None:
-            raise ValueError("there are no labels to draw")
-        return label_figure(self.state, self.tiles, self.part[0], self.label)
+        return label_figure(self.ready(), self.tiles, self.part[0], self.label)
 
     def facts(self) -> dict[str, Any]:
         """Images, PmIoU, and the facts of all labels."""
-        return {"images": [s.name for s in self.state.samples], "pmiou": self.state.score, "chosen": self.label,
+        return {"images": [s.name for s in self.ready().samples], "pmiou": self.state.score, "chosen": self.label,
                 "labels": [f._asdict() for f in label_facts(self.state, "number")]}
 
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-samples
+def _samples(images: Sequence[Sample] | None, centres: Centres | str | Path | None, extractor: Extractor | None,
+             classes: Sequence[str] | None, most: int, vote: dict[str, Any]) -> tuple[list[Sample], Any, list[str]]:
+    "Labelled samples, the names of their classes, and what is wrong with those that cannot be read."
+    if images is None and centres is None:
+        return embedded_labels(), classes or open_data("room").classes, []
+    samples, bad = _readable(images or [], most)
+    labelled = with_auxiliary(samples, centres, extractor, **vote) if centres else samples
+    return labelled, classes or getattr(images, "classes", None), bad
+
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-controls
-def _label_controls(images: int, shown: int) -> dict[str, widgets.Widget]:
+def _controls(images: int, shown: int) -> Controls:
     "The controls by the name of what they choose."
-    return {"first": widgets.BoundedIntText(0, 0, max(0, images - 1), step=shown, description="from image", layout={"width": "170px"}),
-            "label": widgets.Dropdown(options=[("none", -1)], description="label", layout={"width": "300px"}),
-            "order": widgets.ToggleButtons(options=ORDERS, description="order by", style={"button_width": "90px"}),
-            "show": widgets.ToggleButtons(options=LAYERS, description="show", style={"button_width": "80px"}),
-            "strength": widgets.FloatSlider(0.7, min=0, max=1, step=0.05, description="strength", continuous_update=False)}
+    first = widgets.BoundedIntText(0, 0, max(0, images - 1), step=shown, description="from image", layout={"width": "170px"})
+    return Controls(
+        first=first, label=widgets.Dropdown(options=[("none", -1)], description="label", layout={"width": "300px"}),
+        order=buttons(tuple(ORDERS), "order by"), show=buttons(LAYERS, "show", 80), strength=slow_slider(0.7, 0, 1, 0.05, "strength"))
+
+
+def _listen(explorer: LabelExplorer) -> None:
+    "Each control calls what it changes; all are laid out."
+    controls = explorer.controls
+    controls.listen(explorer.status, lambda: _draw(explorer), first=Latest(lambda: _page(explorer)),
+                    order=lambda: _sort(explorer), label=lambda: explorer.choose(controls["label"].value))
+    choices, shows = (wrapped(*controls.named(*names)) for names in (("label", "first"), ("show", "strength")))
+    explorer.arrange(choices, explorer.click.widget, shows, controls["order"], explorer.table)
+
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-page
+def _page(explorer: LabelExplorer) -> None:
+    "Show the images from the chosen one on, no larger than the page can show."
+    state, first, columns = explorer.ready(), explorer.controls["first"].value, min(4, explorer.shown)
+    part = slice(first, first + explorer.shown)
+    sides = state.samples[0].image.shape[1:]
+    scale = min(1.0, 1.5 * explorer.click.width / (columns * max(sides)))
+    explorer.part = state.maps[part], [s.labels for s in state.samples[part]]
+    cell = tuple(max(1, round(side * scale)) for side in sides)
+    explorer.tiles = Tiles([s.image for s in state.samples[part]], columns, cell, 6)
+    label = f"images {first} to {first + len(explorer.part[0]) - 1} with one auxiliary label lit"
+    explorer.click.replace(explorer.tiles.picture, label, (4, 4))
+    _draw(explorer)
+
+
+def _list(explorer: LabelExplorer) -> None:
+    "List the labels in the chosen order."
+    explorer.listed = label_facts(explorer.ready(), explorer.controls["order"].value)
+    words = [f"{f.label}: {f.share:.1%}" + (f", {f.match} {f.iou:.2f}" if f.match else "") for f in explorer.listed]
+    with quietly(explorer.status):
+        explorer.controls["label"].options = [(text, f.label) for text, f in zip(words, explorer.listed, strict=True)]
+
+
+def _sort(explorer: LabelExplorer) -> None:
+    _list(explorer)
+    _draw(explorer)
+
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-picked
+def _picked(explorer: LabelExplorer) -> None:
+    "Choose the label of a pixel of the pictures."
+    at = explorer.ready() and explorer.tiles.find(*explorer.click.point)
+    label = int(explorer.part[0][at[0]][at[1:]]) if at else -1
+    explorer.status.say("" if label >= 0 else "no label here" if at else "no image here")
+    explorer.choose(label if label >= 0 else explorer.label)
+
+
+def _draw(explorer: LabelExplorer) -> None:
+    "Lay the chosen picture over the images and outline the chosen label."
+    state, label, (show, strength) = explorer.ready(), explorer.label, explorer.controls.chosen("show", "strength")
+    layer = label_layer(explorer.tiles, *explorer.part, len(state.classes or ()) or VOID, show, label)
+    drawing = svg_outline(spread(explorer.tiles, explorer.part[0]).numpy() == label, explorer.click.size, title=f"label {label}")
+    explorer.click.show(data_uri(layer), 1.0 if show == "chosen" else strength, drawing=drawing)
+    explorer.table.value = _label_table(state, explorer.listed, label)
+    with quietly(explorer.status):
+        explorer.controls["label"].value = label

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['LAYERS', 'CHOICES', 'changed_config', 'regrouped', 'RegionState', 'RegionFacts', 'region_facts', 'region_layer',
-           'region_figure', 'draw_outline', 'RegionExplorer']
+           'region_figure', 'RegionExplorer']
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0imp0
 import time
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +16,7 @@ import ipywidgets as widgets
 import matplotlib
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
 from pydantic import ValidationError
 from scipy.ndimage import find_objects
 
@@ -27,12 +24,13 @@ from ...data.street import StreetWorld
 from ...data.views import Sample
 from ...geometry.depth import normalize_depth
 from ...geometry.regions import DEFAULT, Grouping, RegionConfig, boundary_weights, group_superpixels, grouping_rounds
-from ..heatmaps import DEPTH_TITLES, draw_image, draw_point
-from ..regions import boundary_picture, region_colours
-from .widgets import Board, ClickImage, Latest, data_uri, svg_outline
+from .widgets import (Board, ClickImage, Controls, Latest, button, buttons, data_uri, quietly, slow_slider,
+                                             svg_outline, table, wrapped)
+from ..heatmaps import DEPTH_TITLES, draw_image, draw_outline, draw_point
+from ..regions import borders, boundary_colours, boundary_picture, region_colours
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0cg00
-_DEEP = ("count", "compactness", "sigma", "standardize", "normals", "holes", "far")     # a change of these makes superpixels or geometry anew
+_DEEP = ("count", "compactness", "sigma", "standardize", "normals", "holes", "far")  # these make superpixels or geometry anew
 
 
 def changed_config(config: RegionConfig, **choices: Any) -> RegionConfig:
@@ -47,7 +45,8 @@ def changed_config(config: RegionConfig, **choices: Any) -> RegionConfig:
 def regrouped(grouping: Grouping, config: RegionConfig) -> Grouping:
     """The same superpixels, grouped by other weights: only Eq. 3 and the rounds of Infomap are computed again."""
     boundaries = boundary_weights(grouping.geometry, grouping.boundaries.edges, config)
-    return grouping._replace(boundaries=boundaries, rounds=group_superpixels(len(grouping.geometry), boundaries.edges, boundaries.weight, config))
+    rounds = group_superpixels(len(grouping.geometry), boundaries.edges, boundaries.weight, config)
+    return grouping._replace(boundaries=boundaries, rounds=rounds)
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0st00
 class RegionState:
@@ -76,15 +75,17 @@ class RegionState:
         return grouping
 
     def ids(self, round: int = -1) -> np.ndarray:
-        """Region of each pixel, int32 (H, W), after a round: 0 = the superpixels themselves, 1 to the number of rounds, -1 = the last."""
+        """Region of each pixel, int32 (H, W), after a round: 0 = the superpixels themselves, 1 to their number, -1 = the last."""
         if not -1 <= round <= len(self.grouping.rounds):
             raise ValueError(f"round is {round}; there are 0 (superpixels) to {len(self.grouping.rounds)}, or -1 for the last")
-        return self.grouping.superpixels.astype(np.int32) if round == 0 else self.grouping.regions(round - 1 if round > 0 else -1)
+        superpixels = self.grouping.superpixels.astype(np.int32)
+        return self.grouping.regions(round - 1 if round > 0 else -1) if round else superpixels
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0rf00
 class RegionFacts(NamedTuple):
-    """A region after a round: its id, pixels, their share of the image, superpixels, mean depth (nan = unknown) in the sample's unit and the share of
-    pixels that have one, box (top, left, bottom, right), whether it is finished, its weakest mean boundary W (nan = no neighbour) and to which id."""
+    """A region after a round: its id, pixels, their share of the image, superpixels, mean depth (nan = unknown) in the
+    sample's unit and the share of pixels that have one, box (top, left, bottom, right), whether it is finished, its weakest
+    mean boundary W (nan = no neighbour) and to which id."""
 
     id: int
     pixels: int
@@ -97,7 +98,7 @@ class RegionFacts(NamedTuple):
     weakest: float
     towards: int
 
-
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-facts
 def region_facts(state: RegionState, row: int, col: int, round: int = -1) -> RegionFacts:
     """The region of the pixel (row, col) after a round. Raises: `ValueError` for a pixel outside the image, or no such round."""
     ids, grouping = state.ids(round), state.grouping
@@ -107,14 +108,14 @@ def region_facts(state: RegionState, row: int, col: int, round: int = -1) -> Reg
     depth = state.sample.depth.numpy()[chosen]
     depth = depth[np.isfinite(depth) & (depth > 0)]
     last = grouping.rounds[round - 1 if round > 0 else -1]
-    community = np.arange(len(grouping.geometry)) if round == 0 else last.community
+    community = last.community if round else np.arange(len(grouping.geometry))
     members, (rows, columns) = community == found, find_objects(chosen.astype(np.int8))[0]
-    weakest, towards = _weakest(community, found, grouping)
     mean, pixels = float(depth.mean()) if len(depth) else np.nan, int(chosen.sum())
-    return RegionFacts(found, pixels, float(chosen.mean()), int(members.sum()), mean, len(depth) / pixels,
-                       (rows.start, columns.start, rows.stop, columns.stop), bool(round != 0 and last.fixed[members].all()), weakest, towards)
+    box, finished = (rows.start, columns.start, rows.stop, columns.stop), bool(round != 0 and last.fixed[members].all())
+    return RegionFacts(found, pixels, float(chosen.mean()), int(members.sum()), mean, len(depth) / pixels, box, finished,
+                       *_weakest(community, found, grouping))
 
-
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #weakest
 def _weakest(community: np.ndarray, found: int, grouping: Grouping) -> tuple[float, int]:
     "The smallest mean boundary of a community to another one, and to which."
     ends = community[grouping.boundaries.edges]
@@ -130,20 +131,19 @@ LAYERS = ("regions", "boundaries", "superpixels", "depth", "image")
 
 
 def region_layer(state: RegionState, show: str = "regions", round: int = -1) -> np.ndarray:
-    """What to lay over the image, uint8 (H, W, 4), for one of `LAYERS`: colours of the regions after a round, boundaries by W, superpixels, depth."""
+    """What to lay over the image, uint8 (H, W, 4), for one of `LAYERS`: colours of the regions after a round, boundaries by
+    W, superpixels, depth."""
     grouping = state.grouping
     if show == "regions":
         ids = state.ids(round)
         picture = np.dstack([region_colours(ids), np.ones(ids.shape)])
-        picture[_borders(ids)] = 0.3 * picture[_borders(ids)] + 0.7
+        picture[borders(ids)] = 0.3 * picture[borders(ids)] + 0.7
     elif show == "boundaries":
         weight = boundary_picture(grouping.superpixels, grouping.boundaries.edges, grouping.boundaries.weight)
-        strong = weight > state.config.threshold
-        picture = matplotlib.colormaps["YlGn_r"](np.nan_to_num(weight) / state.config.threshold * 0.6)
-        picture[strong] = matplotlib.colormaps["autumn_r"](0.45 + 0.55 * weight[strong])
+        picture = boundary_colours(np.nan_to_num(weight), state.config.threshold)
         picture[..., 3] = np.isfinite(weight)
     elif show == "superpixels":
-        picture = _borders(grouping.superpixels)[..., None] * np.array([1.0, 0.92, 0.24, 0.8])
+        picture = borders(grouping.superpixels)[..., None] * np.array([1.0, 0.92, 0.24, 0.8])
     elif show == "depth":
         depth = normalize_depth(state.sample.depth).numpy()
         picture = matplotlib.colormaps["viridis"](np.nan_to_num(depth)) * np.isfinite(depth)[..., None]
@@ -153,79 +153,134 @@ def region_layer(state: RegionState, show: str = "regions", round: int = -1) -> 
         raise ValueError(f"show is {show!r}; there are {', '.join(LAYERS)}")
     return (picture * 255).round().astype(np.uint8)
 
-
-def _borders(ids: np.ndarray) -> np.ndarray:
-    "Pixels whose right or lower neighbour has another id: bool (H, W)."
-    out = np.zeros(ids.shape, bool)
-    out[:, :-1] |= ids[:, :-1] != ids[:, 1:]
-    out[:-1] |= ids[:-1] != ids[1:]
-    return out
-
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-figure
 def region_figure(state: RegionState, row: int, col: int, round: int = -1, strength: float = 0.65, width: float = 4.2) -> Figure:
-    """Image | boundaries | regions after a round, with the region of the pixel (row, col) outlined. width: of a panel, in inches.
+    """Image | boundaries | regions after a round, with the region of the pixel (row, col) outlined. width: of a panel, inches.
 
     Raises: `ValueError` as `region_facts`.
     """
-    facts, image = region_facts(state, row, col, round), state.sample.image
+    facts, image, total = region_facts(state, row, col, round), state.sample.image, len(state.grouping.rounds)
     figure = Figure((3 * width, width * image.shape[1] / image.shape[2] + 0.4), layout="compressed")
-    axes, chosen = figure.subplots(1, 3), state.ids(round) == facts.id
-    shown = "superpixels" if round == 0 else f"round {len(state.grouping.rounds) if round < 0 else round} of {len(state.grouping.rounds)}"
-    titles = (f"region {facts.id}: {facts.share:.1%} of the image", f"boundaries, red above {state.config.threshold:g}",
-              f"{int(state.ids(round).max()) + 1} regions, {shown}")
-    for ax, show, opacity, title in zip(axes, ("image", "boundaries", "regions"), (0, 1, strength), titles, strict=True):
-        draw_image(ax, (image * (0.6 if show == "boundaries" else 1)).to(torch.uint8), title)
-        if opacity:
-            ax.imshow(region_layer(state, show, round), alpha=opacity)
-        if show != "boundaries":
-            draw_outline(ax, chosen)
+    axes, ids = figure.subplots(1, 3), state.ids(round)
+    shown = f"round {total if round < 0 else round} of {total}" if round else "superpixels"
+    draw_image(axes[0], image, f"region {facts.id}: {facts.share:.1%} of the image")
+    draw_image(axes[1], (image * 0.6).to(torch.uint8), f"boundaries, red above {state.config.threshold:g}")
+    draw_image(axes[2], image, f"{int(ids.max()) + 1} regions, {shown}")
+    axes[1].imshow(region_layer(state, "boundaries"))
+    axes[2].imshow(region_layer(state, "regions", round), alpha=strength)
+    for ax in (axes[0], axes[2]):
+        draw_outline(ax, ids == facts.id)
     draw_point(axes[0], (row, col))
     return figure
 
-
-def draw_outline(ax: Axes, mask: np.ndarray) -> None:
-    """Outline a bool mask (H, W), white over black, like `widgets.svg_outline`; the image's own edge counts as outside."""
-    height, wide = mask.shape
-    x, y = np.arange(-1, wide + 1), np.arange(-1, height + 1)
-    drawn = ax.contour(x, y, np.pad(mask, 1).astype(float), [0.5], colors="white", linewidths=1.4)
-    drawn.set_path_effects([withStroke(linewidth=3, foreground="black")])
-    ax.set(xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
-
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-controls
-_SLIDERS = {"w_occlusion": ("occlusion w₁", 0, 200, 1), "w_support": ("support w₂", 0, 1000, 5), "bias": ("bias b", -12, 4, 0.25),
-            "threshold": ("threshold Tₑ", 0.01, 0.99, 0.01)}
+CHOICES = ("w_occlusion", "w_support", "bias", "threshold", "count")
 
 
-def _controls(config: RegionConfig, images: int, index: int) -> dict[str, widgets.Widget]:
-    "The controls by the name of what they choose."
-    wide = {"layout": {"width": "310px"}, "style": {"description_width": "100px"}, "continuous_update": False}
-    made = {}
-    for name, (text, low, high, step) in _SLIDERS.items():
+def _controls(config: RegionConfig, images: int, index: int) -> Controls:
+    def choice(name: str, text: str, low: float, high: float, step: float) -> widgets.Widget:
         value = getattr(config, name)
-        made[name] = widgets.FloatSlider(value, min=min(low, value), max=max(high, value), step=step, description=text, **wide)
-    return {"index": widgets.BoundedIntText(index, 0, max(0, images - 1), description="image", layout={"width": "170px"}),
-            "show": widgets.ToggleButtons(options=LAYERS, description="show", style={"button_width": "100px"}),
-            "round": widgets.IntSlider(1, 0, 1, description="round", **wide),
-            "strength": widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", **wide),
-            **made, "count": widgets.BoundedIntText(config.count, 1, 50000, step=500, description="superpixels", **wide)}
+        return slow_slider(value, min(low, value), max(high, value), step, text, 310, style={"description_width": "100px"})
 
+    count = widgets.BoundedIntText(config.count, 1, 50000, step=500, description="superpixels", layout={"width": "310px"},
+                                   style={"description_width": "100px"})
+    return Controls(
+        index=widgets.BoundedIntText(index, 0, max(0, images - 1), description="image", layout={"width": "170px"}),
+        show=buttons(LAYERS, "show", 100), round=slow_slider(1, 0, 1, 1, "round", 310),
+        strength=widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", layout={"width": "310px"}),
+        w_occlusion=choice("w_occlusion", "occlusion w₁", 0, 200, 1.0), w_support=choice("w_support", "support w₂", 0, 1000, 5.0),
+        bias=choice("bias", "bias b", -12, 4, 0.25), threshold=choice("threshold", "threshold Tₑ", 0.01, 0.99, 0.01), count=count)
 
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #facts-table
 def _facts_html(facts: RegionFacts, sample: Sample) -> str:
     "The facts of a region as a table."
-    what = DEPTH_TITLES[sample.depth_kind]
     unit = " m" if sample.depth_kind == "depth" else ""
-    depth = "unknown" if np.isnan(facts.depth) else f"{facts.depth:.2f}{unit}, known at {facts.known:.0%} of its pixels"
-    weakest = "it has no neighbour" if facts.towards < 0 else f"W = {facts.weakest:.3f}, to region {facts.towards}"
-    top, left_most, bottom, right = facts.box
-    rows = {"region": f"{facts.id}, {'finished' if facts.finished else 'not finished'}",
+    depth = f"{facts.depth:.2f}{unit}, known at {facts.known:.0%} of its pixels" if facts.known else "unknown"
+    weakest = f"W = {facts.weakest:.3f}, to region {facts.towards}" if facts.towards >= 0 else "it has no neighbour"
+    top, left, bottom, right = facts.box
+    rows = {"region": f"{facts.id}, {'' if facts.finished else 'not '}finished",
             "size": f"{facts.pixels} pixels ({facts.share:.2%}), {facts.superpixels} superpixels",
-            f"mean {what}": depth, "weakest boundary": weakest, "rows, columns": f"{top}–{bottom - 1}, {left_most}–{right - 1}"}
-    left = "style='text-align:left;padding-right:1em'"
-    cells = "".join(f"<tr><th scope='row' {left}>{escape(k)}</th><td {left}>{escape(v)}</td></tr>" for k, v in rows.items())
-    return f"<table aria-label='the chosen region'><caption {left}><b>{escape(sample.name)}</b></caption>{cells}</table>"
+            f"mean {DEPTH_TITLES[sample.depth_kind]}": depth, "weakest boundary": weakest,
+            "rows, columns": f"{top}–{bottom - 1}, {left}–{right - 1}"}
+    return table(rows.items(), "the chosen region", caption=sample.name)
 
-# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #coarse
-CHOICES = (*_SLIDERS, "count")
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #regionexplorer
+class RegionExplorer(Board):
+    """The grouping with its choices as controls. `state`: what is shown, None until an image could be opened.
+
+    images: samples with depth and K; None: twelve of the embedded street world. index: the first one. config: the first
+    choices, which a button brings back. width: of the picture, in pixels. folder: see `Board`.
+    """
+
+    title = "region explorer"
+
+    def __init__(self, images: Sequence[Sample] | None = None, index: int = 0, config: RegionConfig = DEFAULT,
+                 width: int = 560, folder: str | Path | None = None):
+        super().__init__(folder)
+        self.images = StreetWorld("test", count=12, size=(384, 768), views=1) if images is None else images
+        self.config, self.controls, self.table = config, _controls(config, len(self.images), index), widgets.HTML()
+        self.click = ClickImage(None, "no image", lambda: _draw(self), width, status=self.status)
+        _listen(self)
+        self.status.guard(self.open)(index)
+
+    def open(self, index: int) -> None:
+        """Show another image by the same choices. Raises: whatever is wrong with it; the one before stays then."""
+        with self.status.doing(f"image {index}: superpixels and grouping ..."):
+            self.state = RegionState(self.images[index], self.state.config if self.state else self.config)
+        self.click.replace(self.state.sample.image, f"{self.state.sample.name}, with the region of the chosen pixel outlined")
+        _follow(self)
+
+    def regroup(self, **choices: Any) -> None:
+        """Group anew, by the controls or the given choices, and draw."""
+        state, began = self.ready(), time.perf_counter()
+        try:
+            with self.status.doing("grouping ..."):
+                state.choose(**(choices or dict(zip(CHOICES, self.controls.chosen(*CHOICES), strict=True))))
+        finally:
+            _follow(self)
+        found, seconds = int(state.ids().max()) + 1, time.perf_counter() - began
+        self.status.say(f"grouped in {seconds:.2f} s: {found} regions in {len(state.grouping.rounds)} rounds")
+
+    def figure(self) -> Figure:
+        return region_figure(self.ready(), *self.click.point, *self.controls.chosen("round", "strength"))
+
+    def facts(self) -> dict[str, Any]:
+        return _region_report(self)
+
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-follow
+def _listen(explorer: RegionExplorer) -> None:
+    "Each control calls what it changes; all are laid out."
+    controls, regroup, reopen = explorer.controls, Latest(explorer.regroup), Latest(explorer.open)
+    first = {name: getattr(explorer.config, name) for name in CHOICES}
+    explorer.reset = button(explorer.status, "first values", lambda: regroup(**first),
+                            "the choices that the explorer was opened with", "undo")
+    controls.listen(explorer.status, regroup, index=lambda: reopen(controls["index"].value),
+                    **dict.fromkeys(("show", "round", "strength"), lambda: _draw(explorer)))
+    left = widgets.VBox([explorer.click.widget, *controls.named("show", "round", "strength")])
+    right = widgets.VBox([*controls.named("index", *CHOICES), explorer.reset, explorer.table])
+    explorer.arrange(wrapped(left, right, align="flex-start"))
+
+
+def _follow(explorer: RegionExplorer) -> None:
+    "Set the controls to what the state says, the round to the last if it was that, and draw."
+    rounds, slider = len(explorer.state.grouping.rounds), explorer.controls["round"]
+    value = rounds if slider.value == slider.max else min(slider.value, rounds)
+    with quietly(explorer.status):
+        for name in CHOICES:
+            explorer.controls[name].value = getattr(explorer.state.config, name)
+        slider.max, slider.value = rounds, value
+    _draw(explorer)
+
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-draw
+def _draw(explorer: RegionExplorer) -> None:
+    "Lay the chosen picture over the image and outline the region of the chosen pixel."
+    state, (show, round, strength) = explorer.ready(), explorer.controls.chosen("show", "round", "strength")
+    facts, depth = region_facts(state, *explorer.click.point, round), _coarse(state.sample.depth)
+    drawing = svg_outline(state.ids(round) == facts.id, explorer.click.size, title=f"region {facts.id}")
+    explorer.click.show(data_uri(region_layer(state, show, round)), strength if show == "regions" else 1.0, drawing=drawing,
+                        values=depth, limits=(np.nanmin(depth).item(), np.nanmax(depth).item() + 1e-6),
+                        name=DEPTH_TITLES[state.sample.depth_kind])
+    explorer.table.value = _facts_html(facts, state.sample)
 
 
 def _coarse(depth: torch.Tensor, most: int = 192) -> np.ndarray:
@@ -234,92 +289,9 @@ def _coarse(depth: torch.Tensor, most: int = 192) -> np.ndarray:
     part = depth[step // 2::step, step // 2::step]
     return torch.where(part.isfinite() & (part > 0), part, torch.nan).numpy()
 
-# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-board
-class _RegionBoard(Board):
-    "What `RegionExplorer` does; that class puts the widgets together."
 
-    def open(self, index: int) -> None:
-        """Show another image by the same choices. Raises: whatever is wrong with it; the one before stays then."""
-        with self.status.doing(f"image {index}: superpixels and grouping ..."):
-            self.state = RegionState(self.images[index], self.state.config if self.state else self.config)
-        self.click.replace(self.state.sample.image, f"{self.state.sample.name}, with the region of the chosen pixel outlined")
-        self._follow()
-
-    def regroup(self, **choices: Any) -> None:
-        """Group anew, by the controls or the given choices, and draw."""
-        if self.state is None:
-            raise ValueError("there is no image to group; choose another image")
-        began = time.perf_counter()
-        try:
-            with self.status.doing("grouping ..."):
-                self.state.choose(**(choices or {name: self.controls[name].value for name in CHOICES}))
-        finally:
-            self._follow()
-        found, rounds = int(self.state.ids().max()) + 1, len(self.state.grouping.rounds)
-        self.status.say(f"grouped in {time.perf_counter() - began:.2f} s: {found} regions in {rounds} rounds")
-
-    def _follow(self) -> None:
-        "Set the controls to what the state says, the round to the last if it was that, and draw."
-        rounds, slider = len(self.state.grouping.rounds), self.controls["round"]
-        value = rounds if slider.value == slider.max else min(slider.value, rounds)
-        with self.quietly():
-            for name in CHOICES:
-                self.controls[name].value = getattr(self.state.config, name)
-            slider.max, slider.value = rounds, value
-        self.draw()
-
-    def draw(self) -> None:
-        """Lay the chosen picture over the image and outline the region of the chosen pixel."""
-        if self.state is None:
-            return
-        show, round, (row, col) = self.controls["show"].value, self.controls["round"].value, self.click.pick.point
-        facts, depth = region_facts(self.state, row, col, round), _coarse(self.state.sample.depth)
-        drawing = svg_outline(self.state.ids(round) == facts.id, self.click.pick.size, title=f"region {facts.id}")
-        strength = self.controls["strength"].value if show == "regions" else 1.0
-        self.click.show(data_uri(region_layer(self.state, show, round)), strength, drawing=drawing, values=depth,
-                        limits=(np.nanmin(depth).item(), np.nanmax(depth).item() + 1e-6), name=DEPTH_TITLES[self.state.sample.depth_kind])
-        self.table.value = _facts_html(facts, self.state.sample)
-
-# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #regionexplorer
-class RegionExplorer(_RegionBoard):
-    """The grouping with its choices as controls. `state`: what is shown, None until an image could be opened.
-
-    images: samples with depth and K; None: twelve of the embedded street world. index: the first one. config: the first choices, which a button
-    brings back. width: of the picture, in pixels. folder: see `Board`.
-    """
-
-    title = "region explorer"
-
-    def __init__(self, images: Sequence[Sample] | None = None, index: int = 0, config: RegionConfig = DEFAULT, width: int = 560,
-                 folder: str | Path | None = None):
-        super().__init__(folder)
-        self.images = StreetWorld("test", count=12, size=(384, 768), views=1) if images is None else images
-        self.config, self.state, self.table = config, None, widgets.HTML()
-        self.click = ClickImage(np.full((24, 48), 200, np.uint8), "no image", lambda row, col: self.draw(), width, status=self.status)
-        self.controls = _controls(config, len(self.images), index)
-        self.reset = widgets.Button(description="first values", icon="undo", tooltip="the choices that the explorer was opened with")
-        self._listen()
-        self.status.guard(self.open)(index)
-        left = widgets.VBox([self.click.widget, *(self.controls[name] for name in ("show", "round", "strength"))])
-        right = widgets.VBox([*(self.controls[name] for name in ("index", *CHOICES)), self.reset, self.table])
-        self.arrange(widgets.HBox([left, right], layout={"flex_flow": "row wrap"}))
-
-    def _listen(self) -> None:
-        "Each control calls what it changes."
-        regroup, reopen = Latest(self.regroup), Latest(self.open)
-        calls = {"index": lambda: reopen(self.controls["index"].value), **dict.fromkeys(("show", "round", "strength"), self.draw)}
-        for name, control in self.controls.items():
-            self.listen(control, calls.get(name, regroup))
-        self.reset.on_click(self.status.guard(lambda _: regroup(**{name: getattr(self.config, name) for name in CHOICES})))
-
-    def figure(self) -> Figure:
-        """See `region_figure`. Raises: `ValueError` while there is no image."""
-        if self.state is None:
-            raise ValueError("there is no image to draw")
-        return region_figure(self.state, *self.click.pick.point, self.controls["round"].value, self.controls["strength"].value)
-
-    def facts(self) -> dict[str, Any]:
-        """Image, pixel, round, configuration and the facts of the region."""
-        point, round = self.click.pick.point, self.controls["round"].value
-        return {"image": self.state.sample.name, "point": point, "round": round, "config": self.state.config.model_dump(),
-                "region": region_facts(self.state, *point, round)._asdict()}
+def _region_report(explorer: RegionExplorer) -> dict[str, Any]:
+    "Image, pixel, round, configuration and the facts of the region."
+    state, point, round = explorer.ready(), explorer.click.point, explorer.controls["round"].value
+    return {"image": state.sample.name, "point": point, "round": round, "config": state.config.model_dump(),
+            "region": region_facts(state, *point, round)._asdict()}
