@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from ..evaluation.segmentation import colour_map
-from .heatmaps import draw_image
+from .heatmaps import draw_image, image_rows, same_titles
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #labels-figure
 def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float = 1.7) -> Figure:
@@ -24,20 +24,14 @@ def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float
 
     One colour is one id in all images of a column. Raises: `ValueError` for no rows, or rows with other titles than the first.
     """
-    if not rows or any(list(maps) != list(rows[0][1]) for _, maps in rows):
-        raise ValueError(f"rows have the maps {[list(maps) for _, maps in rows]}; needed: at least one row, the same titles in all")
-    titles = list(rows[0][1])
-    tall = [image.shape[1] / image.shape[2] for image, _ in rows]
-    lines = max(len(fill(title, 22).splitlines()) for title in titles)
-    figure = Figure((width * (1 + len(titles)), (width - 0.05) * sum(tall) + 0.2 + 0.15 * lines), layout="compressed")
-    axes = figure.subplots(len(rows), 1 + len(titles), squeeze=False, gridspec_kw={"height_ratios": tall})
+    titles = ["image", *(fill(title, 22) for title in same_titles([maps for _, maps in rows], "maps"))]
+    lines = max(len(title.splitlines()) for title in titles)
+    figure, axes = image_rows([image for image, _ in rows], titles, width, 0.2 + 0.15 * lines, fontsize="small")
     for line, (image, maps) in zip(axes, rows, strict=True):
         draw_image(line[0], image)
         for ax, ids in zip(line[1:], maps.values(), strict=True):
             ax.imshow(colour_map(ids).numpy(), interpolation="nearest")
             ax.set_xticks([]), ax.set_yticks([])
-    for ax, title in zip(axes[0], ("image", *titles), strict=True):
-        ax.set_title(fill(title, 22), fontsize="small")
     return figure
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #strategy

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .heatmaps import draw_image, encode
+from .heatmaps import draw_image, encode, image_rows
 
 # %% ../../nbs/09_viz/04_pca.ipynb #pca-basis
 def pca_basis(features: Sequence[Tensor], components: int = 3, unit: bool = True) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,20 +87,16 @@ def pca_figure(images: Sequence[Tensor], encoders: dict[str, nn.Module], size: i
     """
     if not images or not encoders or components not in (1, 3):
         raise ValueError(f"{len(images)} images, {len(encoders)} encoders, {components} components; needed: at least one of both, and 1 or 3")
-    tall = [image.shape[1] / image.shape[2] for image in images]
-    figure = Figure((width * (1 + len(encoders)), width * sum(tall) + 0.55), layout="compressed")
-    axes = figure.subplots(len(images), 1 + len(encoders), squeeze=False, gridspec_kw={"height_ratios": tall})
+    figure, axes = image_rows(images, ("image", *encoders), width, 0.55, gap=0)
     for row, image in zip(axes, images, strict=True):
         draw_image(row[0], image)
-    axes[0, 0].set_title("image", fontsize="medium")
-    for column, (label, encoder) in zip(axes.T[1:], encoders.items(), strict=True):
+    for column, encoder in zip(axes.T[1:], encoders.values(), strict=True):
         features = [encode(encoder, image, size) for image in images]
         share = pca_basis(features, components)[2].sum().item()
         for ax, image, picture in zip(column, images, pca_maps(features, components, percentile, foreground), strict=True):
             height, wide = image.shape[1:]
             ax.imshow(picture.expand(-1, -1, 3).numpy(), extent=(-0.5, wide - 0.5, height - 0.5, -0.5), interpolation="nearest")
             ax.set_xticks([]), ax.set_yticks([])
-        column[0].set_title(label, fontsize="medium")
         column[-1].set_xlabel(f"{share:.0%} of variance", fontsize="small")
     return figure
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..data.views import Sample
 from ..geometry.regions import DEFAULT, Grouping, RegionConfig, grouping_rounds
-from .heatmaps import draw_depth, draw_image
+from .heatmaps import draw_depth, draw_image, image_rows, same_titles
 
 # %% ../../nbs/09_viz/02_regions.ipynb #region-colours
 def region_colours(ids: Tensor | np.ndarray) -> np.ndarray:
@@ -130,14 +130,10 @@ def proposals_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: fl
     rows: image uint8 (3, H, W) and title -> ids int (H, W), -1 = none, the same titles in every row. width: of a panel, in inches.
     Raises: `ValueError` for no rows or differing titles.
     """
-    titles = list(rows[0][1]) if rows else []
-    if not rows or any(list(found) != titles for _, found in rows):
-        raise ValueError(f"rows have the proposals {[list(found) for _, found in rows]}; needed: at least one row, the same proposals in each")
-    tall = [image.shape[1] / image.shape[2] for image, _ in rows]
-    figure = Figure((width * (1 + len(titles)), (width + 0.1) * sum(tall) + 0.3), layout="compressed")
-    axes = figure.subplots(len(rows), 1 + len(titles), squeeze=False, gridspec_kw={"height_ratios": tall})
-    for k, (line, (image, found)) in enumerate(zip(axes, rows, strict=True)):
-        draw_image(line[0], image, "" if k else "image")
-        for ax, (title, ids) in zip(line[1:], found.items(), strict=True):
-            draw_regions(ax, image, ids, f"{'' if k else title + ': '}{int(ids.max()) + 1} regions")
+    titles = same_titles([found for _, found in rows], "proposals")
+    figure, axes = image_rows([image for image, _ in rows], ("image", *(f"{title}: " for title in titles)), width, 0.3, 0.1)
+    for line, (image, found) in zip(axes, rows, strict=True):
+        draw_image(line[0], image)
+        for ax, ids in zip(line[1:], found.values(), strict=True):
+            draw_regions(ax, image, ids, f"{ax.get_title()}{int(ids.max()) + 1} regions")
     return figure

@@ -15,13 +15,12 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from torch import Generator, Tensor
 
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, Sample
 from ..positives.copy_paste import Scene
 from ..positives.scenes import Located, Views, counterparts, locate
-from .heatmaps import draw_image
+from .heatmaps import draw_image, draw_outline, draw_point, image_rows
 
 # %% ../../nbs/09_viz/03_scenes.ipynb #source-colours
 def source_colours(count: int) -> np.ndarray:
@@ -51,17 +50,14 @@ def scenes_figure(samples: Sequence[Sample], scenes: Sequence[Scene], chosen: Se
     M, chosen = len(samples), range(len(samples)) if chosen is None else chosen
     if len(scenes) != 2 * M or not len(chosen):
         raise ValueError(f"{M} samples have {len(scenes)} scenes, {len(chosen)} of them chosen; needs two of each sample and at least one chosen")
-    tall = [samples[k].image.shape[1] / samples[k].image.shape[2] for k in chosen]
-    figure = Figure((4 * width, (width - 0.05) * sum(tall) + 0.6), layout="compressed")
-    axes, colours = figure.subplots(len(chosen), 4, squeeze=False, gridspec_kw={"height_ratios": tall}), source_colours(M)
+    titles, colours = ("image", "first round", "second round", "cut from"), source_colours(M)
+    figure, axes = image_rows([samples[k].image for k in chosen], titles, width, 0.6)
     for row, k in zip(axes, chosen, strict=True):
         for ax, image in zip(row, (samples[k].image, scenes[k].image, scenes[k + M].image), strict=False):
             draw_image(ax, image)
         draw_pastes(row[3], scenes[k + M], colours)
         for spine in row[0].spines.values():
             spine.set(color=colours[k], linewidth=4)
-    for ax, title in zip(axes[0], ("image", "first round", "second round", "cut from"), strict=True):
-        ax.set_title(title, fontsize="medium")
     figure.legend([Patch(color=c) for c in colours], [f"image {k + 1}" for k in range(M)], loc="outside lower center", ncols=M, frameon=False,
                   fontsize="small", handlelength=1.0, columnspacing=1.2)
     return figure
@@ -95,15 +91,6 @@ def telling_starts(views: Views, count: int, generator: Generator, tries: int = 
 POINT_COLOURS = ("#ffd400", "#ff3b6b", "#35d0ff", "#7cff4f", "#ff8c1a", "#c77dff")
 
 
-def _mark(ax: Axes, x: float, y: float, colour: str) -> None:
-    ax.plot(x, y, "o", markersize=7, color=colour, markeredgecolor="black", markeredgewidth=1.2)
-
-
-def _outline(ax: Axes, mask: Tensor) -> None:
-    drawn = ax.contour(mask.float().numpy(), [0.5], colors="white", linewidths=1.2)
-    drawn.set_path_effects([withStroke(linewidth=2.6, foreground="black")])
-
-
 def counterparts_figure(samples: Sequence[Sample], views: Views, starts: Tensor, columns: int = 4, most: int = 7, width: float = 3.0) -> Figure:
     """Source pixels in their image and in all views that show them.
 
@@ -133,9 +120,9 @@ def counterparts_figure(samples: Sequence[Sample], views: Views, starts: Tensor,
 def _draw_source(ax: Axes, sample: Sample, found: Located, views: Views) -> None:
     draw_image(ax, sample.image, f"image {found.source[0] + 1}, where they are from")
     for region in found.region[found.region >= 0].unique():
-        _outline(ax, sample.regions == region - views.sources.offset[found.source[0]])
+        draw_outline(ax, sample.regions.numpy() == int(region - views.sources.offset[found.source[0]]))
     for (x, y), colour in zip(found.xy.tolist(), POINT_COLOURS, strict=False):
-        _mark(ax, x, y, colour)
+        draw_point(ax, (y, x), colour)
 
 
 def _draw_counterparts(ax: Axes, views: Views, b: int, position: Tensor, group: Tensor) -> None:
@@ -144,6 +131,6 @@ def _draw_counterparts(ax: Axes, views: Views, b: int, position: Tensor, group: 
     draw_image(ax, view_picture(views.image[b]), f"view {b + 1}")
     for row in rows.unique():
         if row > first:
-            _outline(ax, views.instance[b] == row - first)
+            draw_outline(ax, views.instance[b].numpy() == int(row - first))
     for (_, x, y), g in zip(position[here].tolist(), group[here].tolist(), strict=True):
-        _mark(ax, x, y, POINT_COLOURS[g])
+        draw_point(ax, (y, x), POINT_COLOURS[g])

@@ -31,7 +31,7 @@ from ...data.folders import read_image
 from ...data.views import Sample
 from ...models.encoders import load_encoder
 from .widgets import Board, ClickImage, Controls, Latest, Sliders, button, listen, quietly, said, wrapped
-from ..heatmaps import draw_point, encode
+from ..heatmaps import draw_point, encode, image_rows
 
 # %% ../../../nbs/09_viz/explorers/01_panels.ipynb #load-sample
 def load_sample(source: Sample | Tensor | str | Path | tuple[Any, int], size: tuple[int, int] = (384, 512)) -> Sample:
@@ -333,12 +333,10 @@ def panels_figure(board: Panels, width: float = 2.4) -> Figure:
 
     `board.paint` fills an axis in pixels of the image; where it raises a `ValueError`, that is written there.
     """
-    samples, labels = board.gallery.samples, (None, *board.labels)
-    tall = [s.image.shape[1] / s.image.shape[2] for s in samples]
-    figure = Figure((width * len(labels), width * sum(tall) + 0.4), layout="compressed")
-    axes = figure.subplots(len(samples), len(labels), squeeze=False, gridspec_kw={"height_ratios": tall})
+    samples = board.gallery.samples
+    figure, axes = image_rows([sample.image for sample in samples], ("image", *board.labels), width, 0.4, gap=0)
     for i, line in enumerate(axes):
-        for ax, label in zip(line, labels, strict=True):
+        for ax, label in zip(line, (None, *board.labels), strict=True):
             _paint(ax, board, i, label)
     return figure
 
@@ -355,7 +353,7 @@ def _paint(ax: Axes, board: Panels, i: int, label: str | None) -> None:
                 color="#b00020", backgroundcolor="white")
     if i == board.image:
         draw_point(ax, board.point)
-    ax.set(xticks=[], yticks=[], title=(label or "image") if i == 0 else "", xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
+    ax.set(xticks=[], yticks=[], xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
 
 
 def whole(sample: Sample) -> tuple[float, float, float, float]:
