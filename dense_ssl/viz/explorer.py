@@ -27,13 +27,15 @@ def cell_of(gallery: Gallery, asked: int, point: tuple[int, int], label: str) ->
     sides = gallery.samples[asked].image.shape[1:]
     return cell_at(point, sides, gallery.features(asked, label).shape[:2])
 
-
-def likeness(gallery: Gallery, asked: int, point: tuple[int, int], image: int, label: str, temperature: float = 0.0) -> Tensor:
+# %% ../../nbs/09_viz/10_explorer.ipynb #likeness-2
+def likeness(gallery: Gallery, asked: int, point: tuple[int, int], image: int, label: str,
+             temperature: float = 0.0) -> Tensor:
     """Cosine of every cell of an image with that of the pixel `point` of image number `asked`, (h, w) in [-1, 1].
 
     temperature: 0 for cosines, else exp((cosine - 1) / temperature).
     """
-    features, query = gallery.features(image, label), gallery.features(asked, label)[cell_of(gallery, asked, point, label)]
+    features, cell = gallery.features(image, label), cell_of(gallery, asked, point, label)
+    query = gallery.features(asked, label)[cell]
     cosines = (features.flatten(0, 1) @ query).view(features.shape[:2]).clamp(-1, 1)
     return ((cosines - 1) / temperature).exp() if temperature else cosines
 
@@ -41,13 +43,15 @@ def likeness(gallery: Gallery, asked: int, point: tuple[int, int], image: int, l
 RULES = ("none", "distance", "depth", "product")
 
 
-def training_masks(sample: Sample, point: tuple[int, int], rule: str = "product", thresholds: Sequence[float] = (0.3, 0.5, 0.7),
-                   depth_thresholds: Sequence[float] = (0.3, 0.5, 0.7), most: int | None = 256) -> list[Tensor]:
-    """For each threshold the places, bool (h, w), that training takes for positives of the pixel (PixDepth Eq. 1, 3, 4).
+def training_masks(sample: Sample, point: tuple[int, int], rule: str = "product",
+                   thresholds: Sequence[float] = (0.3, 0.5, 0.7), depth_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
+                   most: int | None = 256) -> list[Tensor]:
+    """For each threshold the places, bool (h, w), that training takes for positives of the pixel (PixDepth Eq. 1, 3,
+    4).
 
-    rule: "none", "distance", "depth" or "product" (both). Distances count in bins of a view that covers 0.7 of the image's
-    sides and has 7 x 7 bins. most: longer side of the masks in cells; None: the image's. Raises: `ValueError` for another
-    rule, no depth where it is needed, or thresholds that do not pair up.
+    rule: "none", "distance", "depth" or "product" (both). Distances count in bins of a view that covers 0.7 of the
+    image's sides and has 7 x 7 bins. most: longer side of the masks in cells; None: the image's. Raises: `ValueError`
+    for another rule, no depth where it is needed, or thresholds that do not pair up.
     """
     if rule not in RULES:
         raise ValueError(f"rule is {rule!r}; needed: one of {', '.join(RULES)}")
@@ -75,19 +79,16 @@ def explorer_controls() -> dict[str, widgets.Widget]:
         return widgets.Text(value, description=name, tooltip=tooltip, layout=layout, continuous_update=False)
 
     weights = [("cosine", 0.0), *((f"weight at {t}", t) for t in (1.0, 0.5, 0.3, 0.2, 0.1, 0.07))]
-    return {
-        "temperature": choice("show", weights),
-        "colours": choice("colours", ["inferno", "viridis", "magma", "coolwarm", "gray"]),
-        "range": choice("range", ["0 to 1", "-1 to 1", "own"]),
-        "strength": widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", layout={"width": "260px"}),
-        "cells": choice("cells", ["squares", "bilinear", "bicubic"]),
-        "masks": choice("masks", RULES),
-        "thresholds": text("0.3 0.5 0.7", "distances", "thresholds T of the distance, in bins"),
-        "depths": text("0.05 0.1 0.2", "depths", "thresholds T' of the depth, from 0 to 1"),
-        "click": choice("a click", [("chooses the pixel", False), ("chooses a second one", True)], 270),
-    }
+    strength = widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", layout={"width": "260px"})
+    return {"temperature": choice("show", weights),
+            "colours": choice("colours", ["inferno", "viridis", "magma", "coolwarm", "gray"]),
+            "range": choice("range", ["0 to 1", "-1 to 1", "own"]), "strength": strength,
+            "cells": choice("cells", ["squares", "bilinear", "bicubic"]), "masks": choice("masks", RULES),
+            "thresholds": text("0.3 0.5 0.7", "distances", "thresholds T of the distance, in bins"),
+            "depths": text("0.05 0.1 0.2", "depths", "thresholds T' of the depth, from 0 to 1"),
+            "click": choice("a click", [("chooses the pixel", False), ("chooses a second one", True)], 270)}
 
-
+# %% ../../nbs/09_viz/10_explorer.ipynb #numbers
 def numbers(text: str, name: str) -> tuple[float, ...]:
     """Numbers with spaces or commas between them. Raises: `ValueError` that names the field."""
     try:
@@ -104,16 +105,17 @@ def _values(explorer: Panels, image: int, label: str) -> tuple[Tensor, tuple[flo
     low, high = {"0 to 1": (0.0, 1.0), "-1 to 1": (-1.0, 1.0), "own": own}[kind]
     return values, (low, max(high, low + 1e-6))
 
-
+# %% ../../nbs/09_viz/10_explorer.ipynb #picture
 def _picture(explorer: Panels, image: int, label: str) -> tuple[dict[str, Any], str]:
     "The map of an image by an encoder; on the chosen image also the masks and the second pixel."
     (values, limits), chosen = _values(explorer, image, label), explorer.controls.facts()
     cells = chosen["cells"]
     finer = values if cells == "squares" else F.interpolate(values[None, None], scale_factor=4, mode=cells)[0, 0]
     own = f", {limits[0]:.2f} to {limits[1]:.2f}" if chosen["range"] == "own" else ""
-    return {"uri": map_uri(finer, chosen["colours"], limits), "strength": chosen["strength"], "smooth": cells != "squares",
-            "drawing": _outlines(explorer) if image == explorer.image else "", "values": values, "limits": limits,
-            "name": "weight" if chosen["temperature"] else "cosine"}, f"{values.shape[0]} x {values.shape[1]} cells{own}"
+    return {"uri": map_uri(finer, chosen["colours"], limits), "strength": chosen["strength"],
+            "smooth": cells != "squares", "drawing": _outlines(explorer) if image == explorer.image else "",
+            "values": values, "limits": limits, "name": "weight" if chosen["temperature"]
+            else "cosine"}, f"{values.shape[0]} x {values.shape[1]} cells{own}"
 
 # %% ../../nbs/09_viz/10_explorer.ipynb #outlines
 _COLOURS = ("gold", "orange", "red", "magenta", "white")
@@ -155,10 +157,10 @@ def _reading(explorer: Panels) -> str:
 class Explorer(Panels):
     """Click a pixel: its cosine map over all images, for all encoders (PixDepth Fig. 5, 7, by hand).
 
-    images: one or several sources of `load_sample`. encoders: one module, or label -> module or folder of a run. offered:
-    more of them, label -> folder, not shown at first; None: the finished runs of the project. size, output_stride: see
-    `Gallery`. width: of a picture on the page. folder: see `Board`. Raises: `ValueError` without images or encoders, or for
-    a source that is no image; what fails later is said in the widget.
+    images: one or several sources of `load_sample`. encoders: one module, or label -> module or folder of a run.
+    offered: more of them, label -> folder, not shown at first; None: the finished runs of the project. size,
+    output_stride: see `Gallery`. width: of a picture on the page. folder: see `Board`. Raises: `ValueError` without
+    images or encoders, or for a source that is no image; what fails later is said in the widget.
     """
 
     title = "similarity"
@@ -182,7 +184,8 @@ class Explorer(Panels):
         """The masks of the chosen pixel."""
         rule, distances, depths = self.controls.chosen("masks", "thresholds", "depths")
         sample = self.gallery.samples[self.image]
-        self.masks = training_masks(sample, self.point, rule, numbers(distances, "distances"), numbers(depths, "depths"))
+        self.masks = training_masks(sample, self.point, rule, numbers(distances, "distances"),
+                                    numbers(depths, "depths"))
 
     def facts(self) -> dict[str, Any]:
         return {**panels_facts(self), "second": self.second}

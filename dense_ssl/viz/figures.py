@@ -33,9 +33,11 @@ from .heatmaps import DEPTH_TITLES, draw_depth, draw_image, image_rows, same_tit
 
 # %% ../../nbs/09_viz/01_figures.ipynb #save-figure
 def save_figure(figure: Figure, path: str | Path, limit_kb: int = 300, **facts: Any) -> Path:
-    """Write `figure` as PNG of at most `limit_kb` to `path` and its origin (`facts` and the commit) as JSON of the same stem beside it.
+    """Write `figure` as PNG of at most `limit_kb` to `path` and its origin (`facts` and the commit) as JSON of the same
+    stem beside it.
 
-    Returns the path. Raises: `ValueError` when the name does not end in .png, or the figure does not fit at 60 dots per inch.
+    Returns the path. Raises: `ValueError` when the name does not end in .png, or the figure does not fit at 60 dots per
+    inch.
     """
     path = Path(path)
     if path.suffix != ".png":
@@ -51,13 +53,15 @@ def save_figure(figure: Figure, path: str | Path, limit_kb: int = 300, **facts: 
                     temporary.write_bytes(file.getvalue())
                 write_json(path.with_suffix(".json"), {"figure": path.name, "commit": environment()["commit"], **facts})
                 return path
-    raise ValueError(f"{path.name} takes {file.tell() // 1024} KB at {dpi} dots per inch, more than {limit_kb}; draw fewer panels")
+    raise ValueError(f"{path.name} takes {file.tell() // 1024} KB at {dpi} dots per inch, more than {limit_kb}; draw "
+                     "fewer panels")
 
 # %% ../../nbs/09_viz/01_figures.ipynb #fewer-colours
 def _fewer_colours(picture: Image.Image) -> Iterator[Image.Image]:
     "The picture, then with 256 colours: dithered, and plain, which takes fewer bytes."
     yield picture
-    third = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST)  # enough to choose colours from
+    # enough to choose colours from
+    third = picture.resize((picture.width // 3, picture.height // 3), Image.Resampling.NEAREST)
     palette = third.quantize(256, method=Image.Quantize.MEDIANCUT, kmeans=1)
     for dither in (Image.Dither.FLOYDSTEINBERG, Image.Dither.NONE):
         yield picture.quantize(palette=palette, dither=dither)
@@ -72,14 +76,15 @@ def crop_views(sample: Sample, crops: Sequence[Crop], grid: int, size: int = 224
 # %% ../../nbs/09_viz/01_figures.ipynb #threshold-regions
 def threshold_regions(sample: Sample, point: tuple[int, int], thresholds: Sequence[float], scale: float,
                       depth_thresholds: Sequence[float] | None = None) -> list[Tensor]:
-    """For each threshold the pixels, bool (H, W), that are positives of the pixel (row, col): near in the image, and in depth where asked."""
+    """For each threshold the pixels, bool (H, W), that are positives of the pixel (row, col): near in the image, and in
+    depth where asked."""
     size = tuple(sample.image.shape[1:])
     regions = near_regions(size, point, thresholds, scale, size)
     if depth_thresholds is None:
         return regions
     return [a & b for a, b in zip(regions, level_regions(sample, point, depth_thresholds, size), strict=True)]
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #near-regions
 def near_regions(sides: tuple[int, int], point: tuple[int, int], thresholds: Sequence[float], scale: float | Tensor,
                  size: tuple[int, int]) -> list[Tensor]:
     """Near a pixel in an image of `sides` (Eq. 1), for each threshold, at `size` = (h, w) cells."""
@@ -87,8 +92,9 @@ def near_regions(sides: tuple[int, int], point: tuple[int, int], thresholds: Seq
     xy = torch.stack([cols.expand(size), rows[:, None].expand(size)], -1).view(1, -1, 2)
     return [distance_mask(torch.tensor([[point[::-1]]]).float(), xy, t, scale).view(size) for t in thresholds]
 
-
-def level_regions(sample: Sample, point: tuple[int, int], thresholds: Sequence[float], size: tuple[int, int]) -> list[Tensor]:
+# %% ../../nbs/09_viz/01_figures.ipynb #level-regions
+def level_regions(sample: Sample, point: tuple[int, int], thresholds: Sequence[float],
+                  size: tuple[int, int]) -> list[Tensor]:
     """Near a pixel in depth (Eq. 3), for each threshold, at `size` = (h, w) cells."""
     depth = normalize_depth(sample.depth)
     there = resize_depth(depth, size).view(1, -1)
@@ -96,14 +102,18 @@ def level_regions(sample: Sample, point: tuple[int, int], thresholds: Sequence[f
 
 # %% ../../nbs/09_viz/01_figures.ipynb #threshold-discs
 def threshold_discs(sample: Sample, point: tuple[int, int], thresholds: Sequence[float] = (0.3, 0.5, 0.7),
-                    depth_thresholds: Sequence[float] | None = None, unit: str = "bin", grid: int = 7, crop: float = 0.7) -> Figure:
-    """PixDepth Fig. 4: discs of several thresholds about the pixel `point` = (row, col); beside them what depth leaves of each.
+                    depth_thresholds: Sequence[float] | None = None, unit: str = "bin", grid: int = 7,
+                    crop: float = 0.7) -> Figure:
+    """PixDepth Fig. 4: discs of several thresholds about the pixel `point` = (row, col); beside them what depth leaves
+    of each.
 
-    unit: "bin", "image" or "max", for views that cover `crop` of the image's sides about the point, with grid x grid bins.
+    unit: "bin", "image" or "max", for views that cover `crop` of the image's sides about the point, with grid x grid
+    bins.
     Raises: `ValueError` for depth thresholds without depth or of another number.
     """
     if depth_thresholds is not None and (sample.depth is None or len(depth_thresholds) != len(thresholds)):
-        raise ValueError(f"depth_thresholds {list(depth_thresholds)}: {sample.name} needs a depth map, and thresholds {list(thresholds)} as many")
+        raise ValueError(f"depth_thresholds {list(depth_thresholds)}: {sample.name} needs a depth map, and thresholds "
+                         f"{list(thresholds)} as many")
     sides = H, W = tuple(sample.image.shape[1:])
     height, width = (round(crop * side) for side in sides)
     top, left = (min(max(0, p - s // 2), side - s) for p, s, side in zip(point, (height, width), sides, strict=True))
@@ -116,37 +126,46 @@ def threshold_discs(sample: Sample, point: tuple[int, int], thresholds: Sequence
     first.scatter(*view.xy.flatten(2)[0], s=5, color="white", edgecolors="black", linewidths=0.4)
     colours = matplotlib.colormaps["autumn_r"](np.linspace(0, 1, len(thresholds)))
     for threshold, colour in list(zip(thresholds, colours, strict=True))[::-1]:
-        first.add_patch(Circle(point[::-1], threshold * scale, facecolor=(*colour[:3], 0.25), edgecolor=colour, linewidth=1.6))
+        first.add_patch(Circle(point[::-1], threshold * scale, facecolor=(*colour[:3], 0.25), edgecolor=colour,
+                               linewidth=1.6))
     for ax in second:
         draw_image(ax, sample.image, "near in the image and in depth")
-        for region, colour in list(zip(threshold_regions(sample, point, thresholds, scale, depth_thresholds), colours, strict=True))[::-1]:
+        for region, colour in list(zip(threshold_regions(sample, point, thresholds, scale, depth_thresholds), colours,
+                                       strict=True))[::-1]:
             ax.imshow(np.where(region[..., None], (*colour[:3], 0.55), 0.0))
     for ax in (first, *second):
         ax.set(xlim=(-0.5, W - 0.5), ylim=(H - 0.5, -0.5))
-        ax.plot(*point[::-1], "kx", markersize=9, markeredgewidth=2.5, path_effects=[withStroke(linewidth=4, foreground="white")])
-    names = [f"T = {t:g}" + ("" if depth_thresholds is None else f", T' = {depth_thresholds[k]:g}") for k, t in enumerate(thresholds)]
+        ax.plot(*point[::-1], "kx", markersize=9, markeredgewidth=2.5,
+                path_effects=[withStroke(linewidth=4, foreground="white")])
+    names = [f"T = {t:g}" + ("" if depth_thresholds is None else f", T' = {depth_thresholds[k]:g}") for k,
+             t in enumerate(thresholds)]
     figure.legend([Patch(color=c) for c in colours], names, loc="outside lower center", ncols=len(names), frameon=False)
     return figure
 
 # %% ../../nbs/09_viz/01_figures.ipynb #failure-pair
-def failure_pair(one: View, two: View, distance_threshold: float = 0.7, depth_threshold: float = 0.3, unit: str = "bin") -> tuple[int, int] | None:
-    """Bins (i of view one, j of view two) near in the image (Eq. 1), not near in depth (Eq. 3), and on two objects; i has other positives.
+def failure_pair(one: View, two: View, distance_threshold: float = 0.7, depth_threshold: float = 0.3,
+                 unit: str = "bin") -> tuple[int, int] | None:
+    """Bins (i of view one, j of view two) near in the image (Eq. 1), not near in depth (Eq. 3), and on two objects; i
+    has other positives.
 
     one, two: batches of one view with maps at feature resolution, see `crop_views`. Returns the pair with the largest
     difference of depth, indices row by row; None when there is no such pair.
     """
     near, = pixdepth_masks(one, two, (distance_threshold,), None, unit)
     both, = pixdepth_masks(one, two, (distance_threshold,), (depth_threshold,), unit)
-    maps = [(a.flatten(1), b.flatten(1)) for name in ("instances", "labels") if (a := getattr(one, name)) is not None and (b := getattr(two, name)) is not None]
+    maps = [(a.flatten(1), b.flatten(1)) for name in ("instances", "labels") if (a := getattr(one, name)) is not None
+            and (b := getattr(two, name)) is not None]
     differ = torch.stack([a[:, :, None] != b[:, None] for a, b in maps]).any(0) if maps else torch.ones_like(near)
     keeps = both.any(2, keepdim=True)
-    gap = (one.depth.flatten(1)[:, :, None] - two.depth.flatten(1)[:, None]).abs().where(near & ~both & differ & keeps, -1)
+    gap = (one.depth.flatten(1)[:, :, None] - two.depth.flatten(1)[:, None]).abs().where(near & ~both & differ & keeps,
+                                                                                         -1)
     return divmod(int(gap.argmax()), gap.shape[2]) if gap.max() >= 0 else None
 
 # %% ../../nbs/09_viz/01_figures.ipynb #failure-crops
 def failure_crops(sample: Sample, seed: int, grid: int = 7, scale: tuple[float, float] = (0.3, 0.6), tries: int = 50,
                   **thresholds: Any) -> tuple[Crop, Crop] | None:
-    """Of `tries` random pairs of crops, a function of `seed`, the one whose `failure_pair` differs most in depth; None when none has a pair."""
+    """Of `tries` random pairs of crops, a function of `seed`, the one whose `failure_pair` differs most in depth; None
+    when none has a pair."""
     generator, best, crops = sample_generator(seed), 0.0, None
     for _ in range(tries):
         tried = tuple(random_crop(tuple(sample.image.shape[1:]), generator, scale) for _ in range(2))
@@ -164,15 +183,28 @@ def depth_gap(one: View, two: View, pair: tuple[int, int]) -> float:
 FIRST_COLOUR, SECOND_COLOUR = "#ffb000", "#35d0ff"
 
 
-def _bins(ax: Axes, x: Tensor, y: Tensor, marker: str, colour: str, chosen: int | None = None, size: float = 26) -> None:
+def _bins(ax: Axes, x: Tensor, y: Tensor, marker: str, colour: str, chosen: int | None = None,
+          size: float = 26) -> None:
     "Dots or plus signs with a dark rim; the chosen one large."
     for width, shade in ((2.6, "black"), (1.4, colour)):
         style = {"marker": marker, "linewidths": width, "color": shade}
         ax.scatter(x, y, s=size if marker == "+" else size * 0.4, **style)
         if chosen is not None:
-            ax.scatter(x[chosen], y[chosen], s=size * 3.5 if marker == "+" else size * 1.6, **{**style, "linewidths": width * 1.6})
+            ax.scatter(x[chosen], y[chosen], s=size * 3.5 if marker == "+" else size * 1.6,
+                       **{**style, "linewidths": width * 1.6})
 
 # %% ../../nbs/09_viz/01_figures.ipynb #draw-view
+def _draw_both(ax: Axes, views: tuple[View, View], crops: tuple[Crop, Crop], pair: tuple[int, int]) -> None:
+    "The frames and bins of two views over their source, the chosen pair joined."
+    points = [view.xy.flatten(2)[0] for view in views]
+    for xy, crop, marker, colour, i in zip(points, crops, "o+", (FIRST_COLOUR, SECOND_COLOUR), pair, strict=True):
+        ax.add_patch(Rectangle((crop.left - 0.5, crop.top - 0.5), crop.width, crop.height, fill=False, edgecolor=colour,
+                               linewidth=2))
+        _bins(ax, *xy, marker, colour, i)
+    line = torch.stack([p[:, i] for p, i in zip(points, pair, strict=True)])
+    ax.plot(*line.T, color="black", linewidth=3, path_effects=[withStroke(linewidth=5, foreground="white")], zorder=0.9)
+
+
 def _draw_view(ax: Axes, image: Tensor, grid: int, marker: str, colour: str, chosen: int, title: str) -> None:
     "A view with its bins and a frame of its colour."
     draw_image(ax, image, title)
@@ -190,7 +222,7 @@ def _draw_mask(ax: Axes, image: Tensor, positives: Tensor, chosen: int, title: s
     ax.imshow(tint, extent=(-0.5, side - 0.5, side - 0.5, -0.5), interpolation="nearest")
     _frame(ax, chosen, grid, side)
 
-
+# %% ../../nbs/09_viz/01_figures.ipynb #frame
 def _frame(ax: Axes, chosen: int, grid: int, side: int) -> None:
     "A red frame about a bin of a view of side x side pixels."
     row, col = divmod(chosen, grid)
@@ -198,35 +230,36 @@ def _frame(ax: Axes, chosen: int, grid: int, side: int) -> None:
     ax.add_patch(Rectangle(corner, side / grid, side / grid, fill=False, edgecolor="red", linewidth=2))
 
 # %% ../../nbs/09_viz/01_figures.ipynb #failure-case
-def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: float = 0.7, depth_threshold: float = 0.3, unit: str = "bin",
-                 grid: int = 7) -> Figure:
-    """PixDepth Fig. 2: a pair of bins near in the image and on two objects, and the three masks (Eq. 1, 3, 4) of its bin in view 1.
+def failure_case(sample: Sample, crops: tuple[Crop, Crop], distance_threshold: float = 0.7,
+                 depth_threshold: float = 0.3, unit: str = "bin", grid: int = 7) -> Figure:
+    """PixDepth Fig. 2: a pair of bins near in the image and on two objects, and the three masks (Eq. 1, 3, 4) of its
+    bin in view 1.
 
-    crops: of the two views, for instance from `failure_crops`. Raises: `ValueError` without depth, or without such a pair.
+    crops: of the two views, for instance from `failure_crops`. Raises: `ValueError` without depth, or without such a
+    pair.
     """
     if sample.depth is None:
         raise ValueError(f"{sample.name} has no depth map; the failure case needs one")
     one, two = crop_views(sample, crops, grid)
     pair = failure_pair(one, two, distance_threshold, depth_threshold, unit)
     if pair is None:
-        raise ValueError(f"{sample.name}: these crops have no pair of bins nearer than {distance_threshold:g} ({unit}) on two objects "
-                         f"more than {depth_threshold:g} apart in depth; take other crops, see failure_crops")
+        raise ValueError(f"{sample.name}: these crops have no pair of bins nearer than {distance_threshold:g} ({unit}) "
+                         f"on two objects more than {depth_threshold:g} apart in depth; take other crops, see "
+                         "failure_crops")
     H, W = sample.image.shape[1:]
     figure = Figure((2.25 * (2 * W / H + 3) + 0.3, 5.1), layout="constrained")
-    axes = figure.subplot_mosaic([["source", "one", "two", "depth"], ["source", "near", "level", "both"]], width_ratios=[2 * W / H, 1, 1, 1])
-    draw_image(axes["source"], sample.image, f"bins of both views; the joined two are {depth_gap(one, two, pair):.2f} apart in depth")
-    points = [v.xy.flatten(2)[0] for v in (one, two)]
-    line = torch.stack([p[:, i] for p, i in zip(points, pair, strict=True)])
-    for xy, crop, marker, colour, i in zip(points, crops, "o+", (FIRST_COLOUR, SECOND_COLOUR), pair, strict=True):
-        axes["source"].add_patch(Rectangle((crop.left - 0.5, crop.top - 0.5), crop.width, crop.height, fill=False, edgecolor=colour, linewidth=2))
-        _bins(axes["source"], *xy, marker, colour, i)
-    axes["source"].plot(*line.T, color="black", linewidth=3, path_effects=[withStroke(linewidth=5, foreground="white")], zorder=0.9)
+    axes = figure.subplot_mosaic([["source", "one", "two", "depth"], ["source", "near", "level", "both"]],
+                                 width_ratios=[2 * W / H, 1, 1, 1])
+    gap = depth_gap(one, two, pair)
+    draw_image(axes["source"], sample.image, f"bins of both views; the joined two are {gap:.2f} apart in depth")
+    _draw_both(axes["source"], (one, two), crops, pair)
     images = [cut(sample, crop, 224)[0] for crop in crops]
     _draw_view(axes["one"], images[0], grid, "o", FIRST_COLOUR, pair[0], "view 1")
     _draw_view(axes["two"], images[1], grid, "+", SECOND_COLOUR, pair[1], "view 2")
     masks = [pixdepth_masks(one, two, (t,), d, unit)[0][0, pair[0]].view(grid, grid) for t, d in (
         (distance_threshold, None), (1e9, (depth_threshold,)), (distance_threshold, (depth_threshold,)))]
-    for name, mask, title in zip(("near", "level", "both"), masks, ("near in image", "near in depth", "both"), strict=True):
+    for name, mask, title in zip(("near", "level", "both"), masks, ("near in image", "near in depth", "both"),
+                                 strict=True):
         _draw_mask(axes[name], images[1], mask, pair[1], title)
     depth = crop_views(sample, crops, 224)[1].depth[0]
     draw_depth(axes["depth"], replace(sample, depth=depth), f"{DEPTH_TITLES[sample.depth_kind]} of view 2")
@@ -238,7 +271,8 @@ VOID = (128, 128, 128)
 
 
 def colour_labels(labels: Tensor, classes: int) -> Tensor:
-    """Int labels (H, W), 255 = void, to uint8 (H, W, 3): one fixed colour a class, void grey. `ValueError` for a label that is no class."""
+    """Int labels (H, W), 255 = void, to uint8 (H, W, 3): one fixed colour a class, void grey. `ValueError` for a label
+    that is no class."""
     wrong = labels[(labels != 255) & ((labels < 0) | (labels >= classes))]
     if len(wrong):
         raise ValueError(f"labels hold {int(wrong[0])}; needed: 0 to {classes - 1}, or 255 (void)")
@@ -248,7 +282,8 @@ def colour_labels(labels: Tensor, classes: int) -> Tensor:
 
 # %% ../../nbs/09_viz/01_figures.ipynb #read-picture
 def read_picture(path: str | Path) -> tuple[Tensor, Tensor, Tensor]:
-    """What an evaluation's `save_picture` wrote: image uint8 (3, h, w), truth and prediction int64 (h, w) with void 255.
+    """What an evaluation's `save_picture` wrote: image uint8 (3, h, w), truth and prediction int64 (h, w) with void
+    255.
 
     Raises: `ValueError` that names the file when it is no such picture.
     """
@@ -265,15 +300,18 @@ def read_picture(path: str | Path) -> tuple[Tensor, Tensor, Tensor]:
     return image.permute(2, 0, 1), truth, prediction
 
 # %% ../../nbs/09_viz/01_figures.ipynb #segmentation-figure
-def segmentation_figure(rows: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]], classes: Sequence[str], width: float = 2.0) -> Figure:
+def segmentation_figure(rows: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]], classes: Sequence[str],
+                        width: float = 2.0) -> Figure:
     """PixDepth Fig. 8: image | truth | one prediction per method, and a legend of the classes that occur.
 
-    rows: image uint8 (3, H, W), truth and predictions int (H, W), the same methods in every row. width: of a panel, in inches.
+    rows: image uint8 (3, H, W), truth and predictions int (H, W), the same methods in every row. width: of a panel, in
+    inches.
     Raises: `ValueError` for no rows, differing methods or a label that is no class.
     """
     methods = same_titles([found for *_, found in rows], "methods")
     present = torch.cat([m.flatten() for _, truth, found in rows for m in (truth, *found.values())]).unique().tolist()
-    names, columns = [classes[i] if i < len(classes) else "void" for i in present], max(2, round(width * (2 + len(methods)) / 1.1))
+    names, columns = [classes[i] if i < len(classes) else "void"
+                      for i in present], max(2, round(width * (2 + len(methods)) / 1.1))
     lines = -(-len(names) // columns)
     figure, axes = image_rows([image for image, *_ in rows], ("image", "truth", *methods), width, 0.4 + 0.22 * lines)
     for line, (image, truth, found) in zip(axes, rows, strict=True):
@@ -281,6 +319,6 @@ def segmentation_figure(rows: Sequence[tuple[Tensor, Tensor, dict[str, Tensor]]]
         for ax, labels in zip(line[1:], (truth, *found.values()), strict=True):
             draw_image(ax, colour_labels(labels, len(classes)).permute(2, 0, 1))
     colours = colour_labels(torch.tensor([present]), len(classes))[0] / 255
-    figure.legend([Patch(color=c.tolist()) for c in colours], names, loc="outside lower center", ncols=min(columns, len(names)),
-                  frameon=False, fontsize="small", handlelength=1.2, columnspacing=1.2)
+    figure.legend([Patch(color=c.tolist()) for c in colours], names, loc="outside lower center",
+                  ncols=min(columns, len(names)), frameon=False, fontsize="small", handlelength=1.2, columnspacing=1.2)
     return figure

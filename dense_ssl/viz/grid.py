@@ -21,14 +21,16 @@ Values = dict[tuple[str, str], tuple[float, float | None]]
 def grid_figure(panels: dict[str, tuple[Values, float]], width: float = 4.6) -> Figure:
     """One heatmap for each metric: rows are positives, columns objectives.
 
-    panels: title -> values {(positives, objective): (mean, standard deviation over seeds or None)} and the floor that colours count from.
-    A cell that does not fit says n/a, one that has no value says "not run".
+    panels: title -> values {(positives, objective): (mean, standard deviation over seeds or None)} and the floor that
+    colours count from. A cell that does not fit says n/a, one that has no value says "not run".
     Raises: `ValueError` without a panel, or with a value for a cell that does not exist.
     """
     if not panels or (wrong := [cell for values, _ in panels.values() for cell in values if not fits(*cell)]):
-        raise ValueError(f"{len(panels)} panels, values for {wrong if panels else 'nothing'}; needed: at least one panel, and cells that fit")
+        raise ValueError(f"{len(panels)} panels, values for {wrong if panels else 'nothing'}; needed: at least one "
+                         "panel, and cells that fit")
     figure = Figure((width * len(panels), 0.42 * len(SOURCES) + 1), layout="compressed")
-    for axis, (title, (values, floor)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axis, (title, (values, floor)) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(),
+                                              strict=True):
         above = np.array([[values.get((p, o), (nan,))[0] - floor for o in OBJECTIVES] for p in SOURCES])
         most = np.nanmax(np.abs(above), initial=1e-9, where=~np.isnan(above))
         axis.imshow(above, cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
@@ -42,7 +44,7 @@ def grid_figure(panels: dict[str, tuple[Values, float]], width: float = 4.6) -> 
                           color="white" if dark else "black" if (p, o) in values else "0.6")
     return figure
 
-
+# %% ../../nbs/09_viz/09_grid.ipynb #says
 def _says(values: Values, positives: str, objective: str) -> str:
     if (positives, objective) not in values:
         return "not run" if fits(positives, objective) else "n/a"

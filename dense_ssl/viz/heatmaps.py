@@ -27,7 +27,8 @@ from ..geometry.depth import normalize_depth
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #similarity
 def similarity(features: Tensor, row: int, col: int) -> Tensor:
-    """Cosine similarity of one cell's vector to all others (PixDepth section 4.2): (C, h, w) -> float32 (h, w) in [-1, 1].
+    """Cosine similarity of one cell's vector to all others (PixDepth section 4.2): (C, h, w) -> float32 (h, w) in [-1,
+    1].
 
     A zero vector has similarity 0. Raises: `ValueError` for another shape or type, or a cell outside the map.
     """
@@ -40,10 +41,12 @@ def similarity(features: Tensor, row: int, col: int) -> Tensor:
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #encode
 def encode(encoder: nn.Module, image: Tensor, size: int | None = 896) -> Tensor:
-    """Features of one image with its longer side at about `size` pixels: uint8 (3, H, W) -> float32 (C, h, w) on the CPU.
+    """Features of one image with its longer side at about `size` pixels: uint8 (3, H, W) -> float32 (C, h, w) on the
+    CPU.
 
     Both sides are rounded to multiples of `encoder.stride`; size None keeps the image's own. Runs where the encoder is,
-    without gradients, and leaves it in eval mode. Raises: `ValueError` for another shape or type, or a size below the stride.
+    without gradients, and leaves it in eval mode. Raises: `ValueError` for another shape or type, or a size below the
+    stride.
     """
     if image.ndim != 3 or len(image) != 3 or image.dtype != torch.uint8:
         raise ValueError(f"image is {image.dtype} {tuple(image.shape)}; needed: uint8 (3, H, W)")
@@ -56,7 +59,8 @@ def encode(encoder: nn.Module, image: Tensor, size: int | None = 896) -> Tensor:
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #object-points
 def object_points(sample: Sample, count: int, smallest: float = 0.04) -> list[tuple[int, int]]:
-    """Up to `count` pixels (row, col), each in the middle of another object; objects with the largest inscribed circle first.
+    """Up to `count` pixels (row, col), each in the middle of another object; objects with the largest inscribed circle
+    first.
 
     Objects are `instances`, or the classes of `labels` without instances. smallest: radius, as a share of the image's
     shorter side. Raises: `ValueError` when the sample has neither map.
@@ -83,12 +87,14 @@ def draw_image(ax: Axes, image: Tensor, title: str = "") -> None:
     if title:
         ax.set_title(title, fontsize="medium")
 
-
+# %% ../../nbs/09_viz/00_heatmaps.ipynb #image-rows
 def image_rows(images: Sequence[Tensor], titles: Sequence[str], width: float, extra: float, gap: float = -0.05,
                beside: float = 0.0, fontsize: str = "medium") -> tuple[Figure, np.ndarray]:
-    """A figure with a row of panels for each image (3, H, W) and a title above each column; the figure, and axes (rows, columns).
+    """A figure with a row of panels for each image (3, H, W) and a title above each column; the figure, and axes (rows,
+    columns).
 
-    width: of a panel, in inches; it is `gap` higher than the image. extra, beside: inches for what else stands below and at the side.
+    width: of a panel, in inches; it is `gap` higher than the image. extra, beside: inches for what else stands below
+    and at the side.
     """
     tall = [image.shape[1] / image.shape[2] for image in images]
     figure = Figure((width * len(titles) + beside, (width + gap) * sum(tall) + extra), layout="compressed")
@@ -97,16 +103,18 @@ def image_rows(images: Sequence[Tensor], titles: Sequence[str], width: float, ex
         ax.set_title(title, fontsize=fontsize)
     return figure, axes
 
-
+# %% ../../nbs/09_viz/00_heatmaps.ipynb #same-titles
 def same_titles(rows: Sequence[dict[str, Any]], what: str) -> list[str]:
     """The keys of each of these rows. Raises: `ValueError` for no rows, or other keys in one of them."""
     if not rows or any(list(row) != list(rows[0]) for row in rows):
-        raise ValueError(f"rows have the {what} {[list(row) for row in rows]}; needed: at least one row, the same {what} in each")
+        raise ValueError(f"rows have the {what} {[list(row) for row in rows]}; needed: at least one row, the same "
+                         f"{what} in each")
     return list(rows[0])
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #draw-depth
 def draw_depth(ax: Axes, sample: Sample, title: str | None = None) -> None:
-    """Draw a sample's depth, each image from its smallest to its largest value; grey where unknown, or a note where absent."""
+    """Draw a sample's depth, each image from its smallest to its largest value; grey where unknown, or a note where
+    absent."""
     ax.set_xticks([]), ax.set_yticks([])
     ax.set_title(DEPTH_TITLES[sample.depth_kind] if title is None else title, fontsize="medium")
     if sample.depth is None:
@@ -118,7 +126,8 @@ def draw_depth(ax: Axes, sample: Sample, title: str | None = None) -> None:
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #draw-similarity
 def draw_similarity(ax: Axes, scores: Tensor, sample: Sample, point: tuple[int, int],
                     limits: tuple[float, float] | None = (0.0, 1.0), overlay: bool = False) -> AxesImage:
-    """Draw a similarity map (h, w) in the sample's pixels with the chosen point (row, col); returns what a colour bar needs.
+    """Draw a similarity map (h, w) in the sample's pixels with the chosen point (row, col); returns what a colour bar
+    needs.
 
     limits: the values at the ends of the colours (what lies beyond takes the end's colour); None: the map's own range,
     written below. overlay: the image shines through.
@@ -128,7 +137,8 @@ def draw_similarity(ax: Axes, scores: Tensor, sample: Sample, point: tuple[int, 
     if overlay:
         ax.imshow(sample.image.float().mean(0).numpy(), cmap="gray", vmin=-80, vmax=255)
     drawn = ax.imshow(scores.numpy(), cmap="inferno", vmin=low, vmax=high, alpha=0.65 if overlay else None,
-                      interpolation="bilinear" if overlay else "nearest", extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+                      interpolation="bilinear" if overlay else "nearest",
+                      extent=(-0.5, width - 0.5, height - 0.5, -0.5))
     draw_point(ax, point)
     ax.set_xticks([]), ax.set_yticks([])
     ax.set_xlabel("" if limits else f"{low:.2f} to {high:.2f}", fontsize="small")
@@ -139,12 +149,12 @@ def draw_point(ax: Axes, point: tuple[float, float], colour: str = "#35d0ff") ->
     """Mark the pixel (row, col)."""
     ax.plot(point[1], point[0], "o", markersize=6, color=colour, markeredgecolor="black", markeredgewidth=1)
 
-
+# %% ../../nbs/09_viz/00_heatmaps.ipynb #cell-at
 def cell_at(point: tuple[int, int], image: tuple[int, int], grid: tuple[int, int]) -> tuple[int, int]:
     """The cell of a (h, w) grid over an image (H, W) that the pixel (row, col) lies in."""
     return point[0] * grid[0] // image[0], point[1] * grid[1] // image[1]
 
-
+# %% ../../nbs/09_viz/00_heatmaps.ipynb #draw-outline
 def draw_outline(ax: Axes, mask: np.ndarray) -> None:
     """Outline a bool mask (H, W), white over black; the image's own edge counts as outside."""
     height, wide = mask.shape
@@ -154,8 +164,9 @@ def draw_outline(ax: Axes, mask: np.ndarray) -> None:
     ax.set(xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
 
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #heatmap-figure
-def heatmap_figure(rows: Sequence[tuple[Sample, tuple[int, int]]], encoders: dict[str, nn.Module], size: int | None = 896,
-                   limits: tuple[float, float] | None = (0.0, 1.0), overlay: bool = False, width: float = 1.9) -> Figure:
+def heatmap_figure(rows: Sequence[tuple[Sample, tuple[int, int]]], encoders: dict[str, nn.Module],
+                   size: int | None = 896, limits: tuple[float, float] | None = (0.0, 1.0), overlay: bool = False,
+                   width: float = 1.9) -> Figure:
     """PixDepth Fig. 7: a row for each (sample, point), columns image, depth and one similarity map for each encoder.
 
     point: pixel (row, col). size: longer side for the encoder, see `encode`. limits, overlay: see `draw_similarity`.
@@ -187,7 +198,8 @@ def heatmap_figure(rows: Sequence[tuple[Sample, tuple[int, int]]], encoders: dic
 # %% ../../nbs/09_viz/00_heatmaps.ipynb #setup-figure
 def setup_figure(sample: Sample, point: tuple[int, int], encoder: nn.Module, size: int | None = 896,
                  limits: tuple[float, float] | None = (0.0, 1.0)) -> Figure:
-    """PixDepth Fig. 5: the image, its grid of feature vectors with the one at pixel `point` = (row, col) chosen, the similarity map."""
+    """PixDepth Fig. 5: the image, its grid of feature vectors with the one at pixel `point` = (row, col) chosen, the
+    similarity map."""
     features = encode(encoder, sample.image, size)
     channels, h, w = features.shape
     height, width = sample.image.shape[1:]
@@ -199,7 +211,8 @@ def setup_figure(sample: Sample, point: tuple[int, int], encoder: nn.Module, siz
     xs, ys = (torch.arange(w) + 0.5) * width / w - 0.5, (torch.arange(h) + 0.5) * height / h - 0.5
     grid.hlines(ys[1:] - height / h / 2, -0.5, width - 0.5, color="white", linewidth=0.5, alpha=0.6)
     grid.vlines(xs[1:] - width / w / 2, -0.5, height - 0.5, color="white", linewidth=0.5, alpha=0.6)
-    grid.scatter(xs.repeat(h), ys.repeat_interleave(w), s=min(14, 1500 / (h * w)), color="white", edgecolors="black", linewidths=0.4)
+    grid.scatter(xs.repeat(h), ys.repeat_interleave(w), s=min(14, 1500 / (h * w)), color="white", edgecolors="black",
+                 linewidths=0.4)
     chosen = (xs[col] - width / w / 2, ys[row] - height / h / 2)
     grid.add_patch(Rectangle(chosen, width / w, height / h, facecolor="gold", edgecolor="black"))
     middle = (round(ys[row].item()), round(xs[col].item()))

@@ -20,9 +20,11 @@ from .heatmaps import draw_image, image_rows, same_titles
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #labels-figure
 def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float = 1.7) -> Figure:
-    """Images beside label maps (auxiliary-label paper Fig. 6, 7): rows of (uint8 (3, H, W), {title: int (h, w)}), 255 = void, black.
+    """Images beside label maps (auxiliary-label paper Fig. 6, 7): rows of (uint8 (3, H, W), {title: int (h, w)}), 255 =
+    void, black.
 
-    One colour is one id in all images of a column. Raises: `ValueError` for no rows, or rows with other titles than the first.
+    One colour is one id in all images of a column. Raises: `ValueError` for no rows, or rows with other titles than the
+    first.
     """
     titles = ["image", *(fill(title, 22) for title in same_titles([maps for _, maps in rows], "maps"))]
     lines = max(len(title.splitlines()) for title in titles)
@@ -42,17 +44,20 @@ class Strategy(NamedTuple):
     pmiou: Sequence[float]
     miou: Sequence[float]
 
-
+# %% ../../nbs/09_viz/08_label_figures.ipynb #rank-correlation
 def rank_correlation(strategies: Sequence[Strategy]) -> tuple[float, float]:
-    """Spearman's correlation of mean PmIoU and mean mIoU, and its p-value. Raises: `ValueError` for fewer than three strategies."""
+    """Spearman's correlation of mean PmIoU and mean mIoU, and its p-value. Raises: `ValueError` for fewer than three
+    strategies."""
     if len(strategies) < 3:
         raise ValueError(f"there are {len(strategies)} strategies; a rank correlation needs at least 3")
     found = spearmanr(*zip(*((np.mean(s.pmiou), np.mean(s.miou)) for s in strategies), strict=True))
     return float(found.statistic), float(found.pvalue)
 
-
-def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] | None = None, width: float = 6.4) -> Figure:
-    """PmIoU against mIoU after fine-tuning (auxiliary-label paper Fig. 5), with the rank correlation. baselines: name -> mIoU, dashed lines.
+# %% ../../nbs/09_viz/08_label_figures.ipynb #quality-figure
+def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] | None = None,
+                   width: float = 6.4) -> Figure:
+    """PmIoU against mIoU after fine-tuning (auxiliary-label paper Fig. 5), with the rank correlation. baselines: name
+    -> mIoU, dashed lines.
 
     Raises: `ValueError` as `rank_correlation`.
     """
@@ -60,11 +65,13 @@ def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] |
     figure = Figure((width, 3.1), layout="constrained")
     ax = figure.subplots()
     for i, s in enumerate(strategies):
-        (x, dx), (y, dy) = ((100 * np.mean(v), 100 * (np.std(v, ddof=1) if len(v) > 1 else 0)) for v in (s.pmiou, s.miou))
+        (x, dx), (y, dy) = ((100 * np.mean(v), 100 * (np.std(v, ddof=1) if len(v) > 1 else 0))
+                            for v in (s.pmiou, s.miou))
         ax.errorbar(x, y, dy, dx, fmt="osD^vPX"[i % 7], color=f"C{i}", label=s.label, capsize=2, elinewidth=0.8)
     for name, value in (baselines or {}).items():
         ax.axhline(100 * value, linestyle="--", linewidth=0.8, color="0.5")
-        ax.annotate(name, (0.005, 100 * value), xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small", color="0.35")
+        ax.annotate(name, (0.005, 100 * value), xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small",
+                    color="0.35")
     ax.set(xlabel="PmIoU of the labels, %", ylabel="mIoU after fine-tuning, %")
     ax.set_title(f"rank correlation {correlation:.2f} (p = {p:.2f}), {len(strategies)} strategies", fontsize="medium")
     ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -30,8 +30,9 @@ def region_colours(ids: Tensor | np.ndarray) -> np.ndarray:
     colour = hsv_to_rgb(np.stack([hue, np.where(ids // 3 % 2, 0.5, 0.85), 0.55 + 0.2 * (ids % 3)], -1))
     return np.where(ids[..., None] < 0, 0.5, colour)
 
-
-def draw_regions(ax: Axes, image: Tensor, ids: Tensor | np.ndarray, title: str = "", strength: float = 0.65, outline: bool = True) -> None:
+# %% ../../nbs/09_viz/02_regions.ipynb #draw-regions
+def draw_regions(ax: Axes, image: Tensor, ids: Tensor | np.ndarray, title: str = "", strength: float = 0.65,
+                 outline: bool = True) -> None:
     """Draw regions int (H, W) as colours over the image uint8 (3, H, W), `strength` of them, with white outlines."""
     picture = (1 - strength) * image.permute(1, 2, 0).numpy() / 255 + strength * region_colours(ids)
     if outline:
@@ -39,7 +40,7 @@ def draw_regions(ax: Axes, image: Tensor, ids: Tensor | np.ndarray, title: str =
         picture[line] = 0.3 * picture[line] + 0.7
     draw_image(ax, torch.from_numpy((picture * 255).astype(np.uint8)).permute(2, 0, 1), title)
 
-
+# %% ../../nbs/09_viz/02_regions.ipynb #borders
 def borders(ids: np.ndarray) -> np.ndarray:
     """Pixels whose right or lower neighbour has another id: bool (H, W), lines one pixel wide."""
     out = np.zeros(ids.shape, bool)
@@ -49,7 +50,8 @@ def borders(ids: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/09_viz/02_regions.ipynb #boundary-picture
 def boundary_picture(labels: np.ndarray, edges: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Values of edges at the pixels of their contour: labels int (H, W), edges (E, 2) of `adjacency`, values (E,) -> (H, W), nan elsewhere.
+    """Values of edges at the pixels of their contour: labels int (H, W), edges (E, 2) of `adjacency`, values (E,) ->
+    (H, W), nan elsewhere.
 
     A pixel on several contours shows the largest value.
     """
@@ -63,16 +65,17 @@ def boundary_picture(labels: np.ndarray, edges: np.ndarray, values: np.ndarray) 
         here[differ] = np.fmax(here[differ], found)
     return out
 
-
+# %% ../../nbs/09_viz/02_regions.ipynb #boundary-colours
 def boundary_colours(weight: np.ndarray, threshold: float) -> np.ndarray:
     """Green where W is small (closely connected), red above `threshold`: W (...) -> float (..., 4)."""
     colours, strong = matplotlib.colormaps["YlGn_r"](weight / threshold * 0.6), weight > threshold
     colours[strong] = matplotlib.colormaps["autumn_r"](0.45 + 0.55 * weight[strong])
     return colours
 
-
+# %% ../../nbs/09_viz/02_regions.ipynb #draw-boundary-graph
 def draw_boundary_graph(ax: Axes, grouping: Grouping, threshold: float = 0.20, title: str = "") -> None:
-    """Draw the superpixel graph: a line for each edge, green where W is small (closely connected), red above `threshold`."""
+    """Draw the superpixel graph: a line for each edge, green where W is small (closely connected), red above
+    `threshold`."""
     labels, (edges, *_, weight) = grouping.superpixels, grouping.boundaries
     height, width = labels.shape
     number = np.bincount(labels.ravel())
@@ -80,7 +83,8 @@ def draw_boundary_graph(ax: Axes, grouping: Grouping, threshold: float = 0.20, t
     centres = np.stack([x, y], 1)
     order = np.argsort(weight)                                           # the strong boundaries are drawn last
     colours = boundary_colours(weight, threshold)
-    lines = LineCollection(centres[edges[order]], colors=colours[order], linewidths=np.where(weight[order] > threshold, 1.1, 0.6))
+    lines = LineCollection(centres[edges[order]], colors=colours[order],
+                           linewidths=np.where(weight[order] > threshold, 1.1, 0.6))
     ax.add_collection(lines)
     ax.set_xlim(-0.5, width - 0.5), ax.set_ylim(height - 0.5, -0.5)
     ax.set_aspect("equal"), ax.set_xticks([]), ax.set_yticks([])
@@ -88,10 +92,12 @@ def draw_boundary_graph(ax: Axes, grouping: Grouping, threshold: float = 0.20, t
     ax.set_title(title, fontsize="medium")
 
 # %% ../../nbs/09_viz/02_regions.ipynb #grouping-figure
-def grouping_figure(sample: Sample, config: RegionConfig = DEFAULT, grouping: Grouping | None = None, width: float = 3.3) -> Figure:
+def grouping_figure(sample: Sample, config: RegionConfig = DEFAULT, grouping: Grouping | None = None,
+                    width: float = 3.3) -> Figure:
     """CPCDR Fig. 4: superpixels and depth | height and upward normal | weighted boundary graph | final groups.
 
-    sample: with depth and K. grouping: what `grouping_rounds` gave for it, made here if None. width: of a panel, in inches.
+    sample: with depth and K. grouping: what `grouping_rounds` gave for it, made here if None. width: of a panel, in
+    inches.
     """
     picture = sample.image.permute(1, 2, 0).numpy()
     grouping = grouping or grouping_rounds(picture, sample.depth, sample.K, config, sample.depth_kind)
@@ -103,19 +109,23 @@ def grouping_figure(sample: Sample, config: RegionConfig = DEFAULT, grouping: Gr
     draw_image(axes[0, 0], pieces, f"(a) {grouping.superpixels.max() + 1} superpixels")
     draw_depth(axes[1, 0], sample)
     high, up = (grouping.geometry[grouping.superpixels, k] for k in (1, 3))
-    for ax, values, limit, name in ((axes[0, 1], up, 1, "(b) upward normal: level or upright"), (axes[1, 1], high, 2, "height y: above or below the camera")):
+    for ax, values, limit, name in ((axes[0, 1], up, 1, "(b) upward normal: level or upright"),
+                                    (axes[1, 1], high, 2, "height y: above or below the camera")):
         ax.set_facecolor("0.6")
         ax.imshow(values, cmap="RdYlBu_r", vmin=-limit, vmax=limit)
         ax.set_xticks([]), ax.set_yticks([])
         ax.set_title(name, fontsize="medium")
-    draw_boundary_graph(axes[0, 2], grouping, config.threshold, f"(c) graph: boundaries above {config.threshold:g} in red")
-    draw_image(axes[1, 2], _strong_contours(sample.image, grouping, config.threshold), "the same boundaries on the image")
+    draw_boundary_graph(axes[0, 2], grouping, config.threshold, f"(c) graph: boundaries above {config.threshold:g} in "
+                        "red")
+    draw_image(axes[1, 2], _strong_contours(sample.image, grouping, config.threshold),
+               "the same boundaries on the image")
     middle = max(1, len(grouping.rounds) // 2)
-    draw_regions(axes[0, 3], sample.image, grouping.regions(middle - 1), f"(d) round {middle} of {len(grouping.rounds)}")
+    draw_regions(axes[0, 3], sample.image, grouping.regions(middle - 1),
+                 f"(d) round {middle} of {len(grouping.rounds)}")
     draw_regions(axes[1, 3], sample.image, grouping.regions(), f"the {int(grouping.regions().max()) + 1} final groups")
     return figure
 
-
+# %% ../../nbs/09_viz/02_regions.ipynb #strong-contours
 def _strong_contours(image: Tensor, grouping: Grouping, threshold: float) -> Tensor:
     "The image, darkened, with the contour pixels of boundaries above the threshold in red."
     strong = boundary_picture(grouping.superpixels, grouping.boundaries.edges, grouping.boundaries.weight) > threshold
@@ -127,11 +137,13 @@ def _strong_contours(image: Tensor, grouping: Grouping, threshold: float) -> Ten
 def proposals_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float = 3.0) -> Figure:
     """CPCDR Fig. 6: image | one label map per kind of proposal; the number of regions stands above each.
 
-    rows: image uint8 (3, H, W) and title -> ids int (H, W), -1 = none, the same titles in every row. width: of a panel, in inches.
+    rows: image uint8 (3, H, W) and title -> ids int (H, W), -1 = none, the same titles in every row. width: of a panel,
+    in inches.
     Raises: `ValueError` for no rows or differing titles.
     """
     titles = same_titles([found for _, found in rows], "proposals")
-    figure, axes = image_rows([image for image, _ in rows], ("image", *(f"{title}: " for title in titles)), width, 0.3, 0.1)
+    figure, axes = image_rows([image for image, _ in rows], ("image", *(f"{title}: " for title in titles)), width, 0.3,
+                              0.1)
     for line, (image, found) in zip(axes, rows, strict=True):
         draw_image(line[0], image)
         for ax, ids in zip(line[1:], found.values(), strict=True):

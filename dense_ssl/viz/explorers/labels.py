@@ -27,8 +27,8 @@ from ...evaluation.metrics import joint_histogram, pmiou
 from ...models.extractors import Extractor
 from ...positives.auxiliary_labels import VOID, AuxiliaryLabels, Centres, fit_labels
 from .scenes import Tiles, spread
-from .widgets import (Board, ClickImage, Controls, Latest, buttons, data_uri, quietly, slow_slider,
-                                             svg_outline, table, wrapped)
+from .widgets import (Board, ClickImage, Controls, Latest, buttons, data_uri, put_image, quietly,
+                                             slow_slider, svg_outline, table, wrapped)
 from ..figures import colour_labels
 from ..heatmaps import draw_image
 from ..regions import region_colours
@@ -38,16 +38,17 @@ def with_auxiliary(images: Sequence[Sample], centres: Centres | str | Path, extr
                    **vote: Any) -> list[Sample]:
     """The samples with `auxiliary` maps by centres, or those saved in a folder.
 
-    extractor, vote: of `positives.auxiliary_labels.AuxiliaryLabels`. Raises: `ValueError` as that does: missing or damaged
-    centres, another extractor than theirs.
+    extractor, vote: of `positives.auxiliary_labels.AuxiliaryLabels`. Raises: `ValueError` as that does: missing or
+    damaged centres, another extractor than theirs.
     """
     label = AuxiliaryLabels(centres, extractor, **vote)
     return [replace(sample, auxiliary=label(sample.image, sample.name)[0]) for sample in images]
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #embedded-labels
 def embedded_labels(count: int = 12, size: tuple[int, int] = (96, 128), clusters: int = 18) -> list[Sample]:
     """Images of the embedded room with auxiliary labels made of their raw colours."""
-    room, extractor = open_data("room", "test", count=count, size=size, views=2), Extractor(RawColours(4), (1, 0.5, 0.25), 4)
+    room = open_data("room", "test", count=count, size=size, views=2)
+    extractor = Extractor(RawColours(4), (1, 0.5, 0.25), 4)
     centres = fit_labels(extractor, room, clusters, method="minibatch", memory_gb=0.05, progress=False)
     return with_auxiliary([room[i] for i in range(count)], centres, extractor, superpixel_area=64.0)
 
@@ -56,9 +57,10 @@ class LabelState:
     """Auxiliary labels over images: `labels` int64 (K,), those that occur; `counts` int64 (images, K), their pixels;
     `pixels`, all there are.
 
-    samples: with `auxiliary` (negative or 255 = none), and with `labels` or not. classes: names; None: numbers. With the
-    truth of every image `score` is PmIoU, `matches` the best match by label and `joint` int64 (K, M) with `present` (M,) the
-    joint histogram; else nan, {}, None. Raises: `ValueError` for no samples, one without `auxiliary`, or not a single label.
+    samples: with `auxiliary` (negative or 255 = none), and with `labels` or not. classes: names; None: numbers. With
+    the truth of every image `score` is PmIoU, `matches` the best match by label and `joint` int64 (K, M) with `present`
+    (M,) the joint histogram; else nan, {}, None. Raises: `ValueError` for no samples, one without `auxiliary`, or not a
+    single label.
     """
 
     def __init__(self, samples: Sequence[Sample], classes: Sequence[str] | None = None):
@@ -71,9 +73,11 @@ class LabelState:
         found = torch.cat([m.flatten() for m in self.maps])
         self.labels, self.pixels = found[found >= 0].unique(), len(found)
         if not len(self.labels):
-            raise ValueError(f"not one pixel of {len(samples)} images has an auxiliary label (all are negative or {VOID})")
+            raise ValueError(f"not one pixel of {len(samples)} images has an auxiliary label (all are negative or "
+                             f"{VOID})")
         most = int(self.labels.max())
-        self.counts = torch.stack([torch.bincount(m.flatten() + 1, minlength=most + 2)[1:][self.labels] for m in self.maps])
+        self.counts = torch.stack([torch.bincount(m.flatten() + 1, minlength=most + 2)[1:][self.labels]
+                                   for m in self.maps])
         self.score, self.matches, self.joint, self.present = np.nan, {}, None, None
         if all(s.labels is not None and (s.labels != VOID).any() for s in self.samples):
             _match(self)
@@ -94,8 +98,8 @@ def _match(state: LabelState) -> None:
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-facts
 class LabelFacts(NamedTuple):
-    """A label: its pixels, their share of all, in how many images it occurs, its best class ("" without truth), the IoU with
-    it (nan), and what it is made of: (class, share of its pixels with truth), the largest first."""
+    """A label: its pixels, their share of all, in how many images it occurs, its best class ("" without truth), the IoU
+    with it (nan), and what it is made of: (class, share of its pixels with truth), the largest first."""
 
     label: int
     pixels: int
@@ -120,15 +124,16 @@ def label_facts(state: LabelState, order: str = "share") -> list[LabelFacts]:
             largest = (m for m in row.argsort(descending=True, stable=True) if row[m])
             made = [(state.named(int(state.present[m])), int(row[m]) / int(row.sum())) for m in largest]
         best = (state.named(match.truth), match.iou) if match else ("", np.nan)
-        out.append(LabelFacts(label, total[k], total[k] / state.pixels, int((state.counts[:, k] > 0).sum()), *best, made))
+        out.append(LabelFacts(label, total[k], total[k] / state.pixels, int((state.counts[:, k] > 0).sum()), *best,
+                              made))
     return sorted(out, key=ORDERS[order])
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-layer
 LAYERS = ("chosen", "all labels", "truth", "images")
 
 
-def label_layer(tiles: Tiles, maps: Sequence[Tensor], truths: Sequence[Tensor | None], classes: int, show: str = "chosen",
-                label: int = -1) -> np.ndarray:
+def label_layer(tiles: Tiles, maps: Sequence[Tensor], truths: Sequence[Tensor | None], classes: int,
+                show: str = "chosen", label: int = -1) -> np.ndarray:
     """What to lay over the tiles, uint8 (H, W, 4), for one of `LAYERS`: maps and truths int (h, w) of each tile's size.
 
     label: the chosen one. Raises: `ValueError` for another layer, or "truth" where a truth is None.
@@ -167,7 +172,7 @@ def label_figure(state: LabelState, tiles: Tiles, maps: Sequence[Tensor], label:
     _draw_bars(right, state, facts[:14], label)
     return figure
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #draw-bars
 def _draw_bars(ax: Axes, state: LabelState, shown: Sequence[LabelFacts], label: int) -> None:
     "The IoU of labels with their best class, or their share where there is no truth."
     known = not np.isnan(state.score)
@@ -183,14 +188,16 @@ def _draw_bars(ax: Axes, state: LabelState, shown: Sequence[LabelFacts], label: 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-html
 def _label_table(state: LabelState, facts: Sequence[LabelFacts], label: int) -> str:
     "All labels as a table that scrolls, the chosen one set off."
-    rows = [((to_hex(region_colours(f.label)), f.label), f"{f.share:.1%}", f.images, f.match,
-             "" if np.isnan(f.iou) else f"{f.iou:.3f}", ", ".join(f"{name} {share:.0%}" for name, share in f.made_of[:3]))
-            for f in facts]
+    def row(f: LabelFacts) -> tuple:
+        made, iou = ", ".join(f"{name} {share:.0%}" for name, share in f.made_of[:3]), f"{f.iou:.3f}" if f.match else ""
+        return (to_hex(region_colours(f.label)), f.label), f"{f.share:.1%}", f.images, f.match, iou, made
+
     score = "" if np.isnan(state.score) else f"PmIoU {state.score:.3f}, "
     heads, current = ("label", "share", "images", "best class", "IoU", "made of"), [f.label for f in facts].index(label)
-    return table(rows, "all labels", heads, f"{score}{len(facts)} labels over {len(state.samples)} images", current)
+    caption = f"{score}{len(facts)} labels over {len(state.samples)} images"
+    return table(map(row, facts), "all labels", heads, caption, current)
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #readable
 def _readable(images: Sequence[Sample], most: int) -> tuple[list[Sample], list[str]]:
     "At most so many images, evenly from all, and what is wrong with those that cannot be read."
     good, bad = [], []
@@ -203,19 +210,18 @@ def _readable(images: Sequence[Sample], most: int) -> tuple[list[Sample], list[s
 
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #labelexplorer
 class LabelExplorer(Board):
-    """Auxiliary labels over images; a click lights a label in all of them. `state`: what is shown, None when there is
-    nothing; `label`: the chosen.
+    """Auxiliary labels over images; a click lights a label in all. `state`: None when there is none.
 
-    images: samples with `auxiliary` maps, or any with `centres` (a folder, or `Centres`); None: the embedded room. extractor,
-    vote: see `with_auxiliary`. classes: names, None: those of `images`. most: so many images at most are read. shown: so many
-    at a time. width: in pixels. folder: see `Board`.
+    images: samples with `auxiliary` maps, or any with `centres` (a folder, or `Centres`); None: the embedded room.
+    extractor, vote: see `with_auxiliary`. classes: names, None: those of `images`. most: so many images at most are
+    read. shown: so many at a time. width: in pixels. folder: see `Board`.
     """
 
     title = "label explorer"
 
     def __init__(self, images: Sequence[Sample] | None = None, centres: Centres | str | Path | None = None,
-                 extractor: Extractor | None = None, classes: Sequence[str] | None = None, most: int = 24, shown: int = 8,
-                 width: int = 800, folder: str | Path | None = None, **vote: Any):
+                 extractor: Extractor | None = None, classes: Sequence[str] | None = None, most: int = 24,
+                 shown: int = 8, width: int = 800, folder: str | Path | None = None, **vote: Any):
         super().__init__(folder)
         self.label, self.shown, self.table, bad = -1, shown, widgets.HTML(), []
         self.click = ClickImage(None, "no images", lambda: _picked(self), width, status=self.status)
@@ -227,8 +233,8 @@ class LabelExplorer(Board):
         _listen(self)
         if self.state is not None:
             _list(self), _page(self)
-            if bad:
-                self.status.say(f"{len(bad)} of {len(bad) + len(samples)} images are left out: {bad[0]}")
+        if self.state is not None and bad:
+            self.status.say(f"{len(bad)} of {len(bad) + len(samples)} images are left out: {bad[0]}")
 
     def choose(self, label: int) -> None:
         """Light a label in all pictures. Raises: `ValueError` for one that does not occur."""
@@ -241,7 +247,6 @@ class LabelExplorer(Board):
         return label_figure(self.ready(), self.tiles, self.part[0], self.label)
 
     def facts(self) -> dict[str, Any]:
-        """Images, PmIoU, and the facts of all labels."""
         return {"images": [s.name for s in self.ready().samples], "pmiou": self.state.score, "chosen": self.label,
                 "labels": [f._asdict() for f in label_facts(self.state, "number")]}
 
@@ -258,12 +263,13 @@ def _samples(images: Sequence[Sample] | None, centres: Centres | str | Path | No
 # %% ../../../nbs/09_viz/explorers/05_labels.ipynb #label-controls
 def _controls(images: int, shown: int) -> Controls:
     "The controls by the name of what they choose."
-    first = widgets.BoundedIntText(0, 0, max(0, images - 1), step=shown, description="from image", layout={"width": "170px"})
-    return Controls(
-        first=first, label=widgets.Dropdown(options=[("none", -1)], description="label", layout={"width": "300px"}),
-        order=buttons(tuple(ORDERS), "order by"), show=buttons(LAYERS, "show", 80), strength=slow_slider(0.7, 0, 1, 0.05, "strength"))
+    first = widgets.BoundedIntText(0, 0, max(0, images - 1), step=shown, description="from image",
+                                   layout={"width": "170px"})
+    label = widgets.Dropdown(options=[("none", -1)], description="label", layout={"width": "300px"})
+    return Controls(first=first, label=label, order=buttons(tuple(ORDERS), "order by"),
+                    show=buttons(LAYERS, "show", 80), strength=slow_slider(0.7, 0, 1, 0.05, "strength"))
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #listen
 def _listen(explorer: LabelExplorer) -> None:
     "Each control calls what it changes; all are laid out."
     controls = explorer.controls
@@ -283,10 +289,10 @@ def _page(explorer: LabelExplorer) -> None:
     cell = tuple(max(1, round(side * scale)) for side in sides)
     explorer.tiles = Tiles([s.image for s in state.samples[part]], columns, cell, 6)
     label = f"images {first} to {first + len(explorer.part[0]) - 1} with one auxiliary label lit"
-    explorer.click.replace(explorer.tiles.picture, label, (4, 4))
+    put_image(explorer.click, explorer.tiles.picture, label, (4, 4))
     _draw(explorer)
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #list
 def _list(explorer: LabelExplorer) -> None:
     "List the labels in the chosen order."
     explorer.listed = label_facts(explorer.ready(), explorer.controls["order"].value)
@@ -294,7 +300,7 @@ def _list(explorer: LabelExplorer) -> None:
     with quietly(explorer.status):
         explorer.controls["label"].options = [(text, f.label) for text, f in zip(words, explorer.listed, strict=True)]
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #sort
 def _sort(explorer: LabelExplorer) -> None:
     _list(explorer)
     _draw(explorer)
@@ -307,12 +313,13 @@ def _picked(explorer: LabelExplorer) -> None:
     explorer.status.say("" if label >= 0 else "no label here" if at else "no image here")
     explorer.choose(label if label >= 0 else explorer.label)
 
-
+# %% ../../../nbs/09_viz/explorers/05_labels.ipynb #draw
 def _draw(explorer: LabelExplorer) -> None:
     "Lay the chosen picture over the images and outline the chosen label."
     state, label, (show, strength) = explorer.ready(), explorer.label, explorer.controls.chosen("show", "strength")
     layer = label_layer(explorer.tiles, *explorer.part, len(state.classes or ()) or VOID, show, label)
-    drawing = svg_outline(spread(explorer.tiles, explorer.part[0]).numpy() == label, explorer.click.size, title=f"label {label}")
+    drawing = svg_outline(spread(explorer.tiles, explorer.part[0]).numpy() == label, explorer.click.size,
+                          title=f"label {label}")
     explorer.click.show(data_uri(layer), 1.0 if show == "chosen" else strength, drawing=drawing)
     explorer.table.value = _label_table(state, explorer.listed, label)
     with quietly(explorer.status):

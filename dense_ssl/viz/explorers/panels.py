@@ -30,16 +30,17 @@ from ...data.catalog import WORLDS, open_data
 from ...data.folders import read_image
 from ...data.views import Sample
 from ...models.encoders import load_encoder
-from .widgets import Board, ClickImage, Controls, Latest, Sliders, button, listen, quietly, said, wrapped
+from .widgets import (Board, ClickImage, Controls, Latest, Sliders, button, listen, quietly,
+                                             said, wrapped)
 from ..heatmaps import draw_point, encode, image_rows
 
 # %% ../../../nbs/09_viz/explorers/01_panels.ipynb #load-sample
 def load_sample(source: Sample | Tensor | str | Path | tuple[Any, int], size: tuple[int, int] = (384, 512)) -> Sample:
-    """An image to explore: a Sample, a uint8 tensor (3, H, W), the path of an image, (dataset, index), or "room:7", a world
-    and its seed.
+    """An image to explore: a Sample, a uint8 tensor (3, H, W), the path of an image, (dataset, index), or "room:7", a
+    world and its seed.
 
-    size: (H, W) that worlds are rendered at. Raises: `ValueError` for a file that is no image, an index outside the dataset,
-    another kind of source.
+    size: (H, W) that worlds are rendered at. Raises: `ValueError` for a file that is no image, an index outside the
+    dataset, another kind of source.
     """
     if isinstance(source, Sample):
         return source
@@ -65,7 +66,7 @@ def _of_world(name: str, number: str, size: tuple[int, int]) -> Sample:
     sample.name = f"{name}:{int(number)}"
     return sample
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #read-upload
 def read_upload(name: str, content: bytes) -> Sample:
     """The image of an uploaded file. Raises: `ValueError` that names it where it is none."""
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +79,8 @@ def read_upload(name: str, content: bytes) -> Sample:
 
 # %% ../../../nbs/09_viz/explorers/01_panels.ipynb #finished-encoders
 def finished_encoders(runs: str | Path | None = None) -> dict[str, Path]:
-    """Name and folder of every finished pre-training run below `runs` (None: the project's), newest first; {} without any."""
+    """Name and folder of every finished pre-training run below `runs` (None: the project's), newest first; {} without
+    any."""
     folders = Path(runs or runs_root(), "pretrain").glob("*")
     done = [p for p in folders if is_done(p) and (p / "encoder.json").is_file()]
     return {p.name: p for p in sorted(done, key=lambda p: (-(p / "done.json").stat().st_mtime, p.name))}
@@ -87,10 +89,10 @@ def finished_encoders(runs: str | Path | None = None) -> dict[str, Path]:
 class Gallery:
     """Images, encoders, and the features of each by each, computed when first asked for.
 
-    images: one or several sources of `load_sample`. encoders: one module, or label -> module or folder of a run. size: longer
-    side an encoder sees, in pixels, see `heatmaps.encode`; None: the image's own. output_stride: of encoders that are read
-    from folders; None: as trained. `samples`: the images, copies of their own: one may come twice. `doing`: what shows that
-    something takes long, called with a text.
+    images: one or several sources of `load_sample`. encoders: one module, or label -> module or folder of a run. size:
+    longer side an encoder sees, in pixels, see `heatmaps.encode`; None: the image's own. output_stride: of encoders
+    that are read from folders; None: as trained. `samples`: the images, copies of their own: one may come twice.
+    `doing`: what shows that something takes long, called with a text.
     """
 
     def __init__(self, images: Any, encoders: nn.Module | dict[str, nn.Module | str | Path], size: int | None = 896,
@@ -107,7 +109,8 @@ class Gallery:
                              "needed: at least one of each")
 
     def features(self, image: int, label: str) -> Tensor:
-        """Features of unit length, (h, w, C). Raises: `ValueError` in one sentence when the encoder cannot give them."""
+        """Features of unit length, (h, w, C). Raises: `ValueError` in one sentence when the encoder cannot give
+        them."""
         sample = self.samples[image]
         if (id(sample), label) not in self.found:
             with self.doing(f"computing the features of {sample.name} by {label} ..."):
@@ -130,9 +133,10 @@ def _features(gallery: Gallery, sample: Sample, label: str) -> Tensor | str:
     except Exception as error:
         return said(error)
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #put
 def put(gallery: Gallery, sample: Sample | None, place: int | None = None) -> int:
-    """Put an image in the place of another, or (place None) behind the others; None removes that one. Returns the place.
+    """Put an image in the place of another, or (place None) behind the others; None removes that one. Returns the
+    place.
 
     What was known about an image that is gone is forgotten. Raises: `ValueError` when no image would be left.
     """
@@ -147,10 +151,10 @@ def put(gallery: Gallery, sample: Sample | None, place: int | None = None) -> in
 class Panels(Board):
     """Base of explorers with a picture for each image (row) and encoder (column), and one chosen pixel.
 
-    `image` and `point` = (row, col): what is chosen; `labels`: the encoders shown; `active`: that whose picture was clicked
-    last. A subclass has `begin` (its state; returns its `controls`), `picture` (what `ClickImage.show` puts over an image,
-    and words for the caption), `paint` (the same on the axis of a figure) and `reading` (what the status line says).
-    Parameters: see `viz.explorer.Explorer`; more: what `begin` takes.
+    `image` and `point` = (row, col): what is chosen; `labels`: the encoders shown; `active`: that whose picture was
+    clicked last. A subclass has `begin` (its state; returns its `controls`), `picture` (what `ClickImage.show` puts
+    over an image, and words for the caption), `paint` (the same on the axis of a figure) and `reading` (what the status
+    line says). Parameters: see `viz.explorer.Explorer`; more: what `begin` takes.
     """
 
     def __init__(self, images: Any, encoders: nn.Module | dict[str, nn.Module | str | Path], size: int | None = 896,
@@ -184,16 +188,16 @@ def middle(sample: Sample) -> tuple[int, int]:
     """The pixel (row, col) in the middle of an image."""
     return sample.image.shape[1] // 2, sample.image.shape[2] // 2
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #where
 def where(board: Panels) -> str:
     """The chosen pixel in words."""
     return f"pixel {board.point} of {board.gallery.samples[board.image].name}"
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #panels-facts-2
 def panels_facts(board: Panels) -> dict[str, Any]:
     """What every figure of panels comes from: images, encoders, the chosen pixel, and what the controls say."""
-    return {"images": [s.name for s in board.gallery.samples], "encoders": list(board.labels), "size": board.gallery.size,
-            "image": board.image, "point": board.point, **board.controls.facts()}
+    return {"images": [s.name for s in board.gallery.samples], "encoders": list(board.labels),
+            "size": board.gallery.size, "image": board.image, "point": board.point, **board.controls.facts()}
 
 # %% ../../../nbs/09_viz/explorers/01_panels.ipynb #panels-answer
 def _answer(board: Panels) -> None:
@@ -209,7 +213,7 @@ def _answer(board: Panels) -> None:
     else:
         board.status.say(board.reading())
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #draw
 def _draw(board: Panels, i: int, label: str) -> Exception | None:
     "Draw a panel; what went wrong."
     panel, caption, sample = board.panels[id(board.gallery.samples[i]), label]
@@ -277,7 +281,7 @@ def lay_out(board: Panels) -> None:
                   wrapped(chooser.image, *chooser.pixel.both), *board.below)
     board.answer()
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #panel
 def _panel(board: Panels, sample: Sample, label: str) -> tuple[ClickImage, widgets.HTML, Sample]:
     "A picture of one image under one encoder, with its caption."
     def picked() -> None:
@@ -297,10 +301,13 @@ class Sources:
 
     def __init__(self, board: Panels) -> None:
         self.board, status = board, board.status
-        # Sent with every key: a kernel may handle the button's message before one that comes with it, in another thread.
-        self.text = widgets.Text(placeholder="room:7, street:3, or a path", description="another", layout={"width": "330px"},
-                                 tooltip="a world (room, street, borehole) and its seed, or the path of an image")
-        self.instead = button(status, "show instead", lambda: self.load(board.image), "in the place of the chosen image")
+        # Sent with every key: a kernel may handle the button's message before one that comes with it, in another
+        # thread.
+        self.text = widgets.Text(placeholder="room:7, street:3, or a path", description="another",
+                                 layout={"width": "330px"}, tooltip="a world (room, street, borehole) and its seed, or "
+                                 "the path of an image")
+        self.instead = button(status, "show instead", lambda: self.load(board.image),
+                              "in the place of the chosen image")
         self.below = button(status, "add below", lambda: self.load(None), "as one more row")
         self.remove = button(status, "remove", lambda: self._show(None, board.image), "the chosen image")
         self.upload = widgets.FileUpload(accept="image/*", description="upload",
@@ -340,7 +347,7 @@ def panels_figure(board: Panels, width: float = 2.4) -> Figure:
             _paint(ax, board, i, label)
     return figure
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #paint
 def _paint(ax: Axes, board: Panels, i: int, label: str | None) -> None:
     sample = board.gallery.samples[i]
     height, wide = sample.image.shape[1:]
@@ -355,7 +362,7 @@ def _paint(ax: Axes, board: Panels, i: int, label: str | None) -> None:
         draw_point(ax, board.point)
     ax.set(xticks=[], yticks=[], xlim=(-0.5, wide - 0.5), ylim=(height - 0.5, -0.5))
 
-
+# %% ../../../nbs/09_viz/explorers/01_panels.ipynb #whole
 def whole(sample: Sample) -> tuple[float, float, float, float]:
     """The extent that lays a map of any size over an image, for `imshow` and `contour`."""
     return -0.5, sample.image.shape[2] - 0.5, sample.image.shape[1] - 0.5, -0.5

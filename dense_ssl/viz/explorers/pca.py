@@ -39,7 +39,8 @@ def reduced(features: Sequence[Tensor], most: int = 128) -> tuple[list[Tensor], 
     channels differ.
     """
     if not features or any(f.ndim != 3 or f.shape[2] != features[0].shape[2] for f in features):
-        raise ValueError(f"features are {[tuple(f.shape) for f in features]}; needed: at least one (h, w, C), one C for all")
+        raise ValueError(f"features are {[tuple(f.shape) for f in features]}; needed: at least one (h, w, C), one C "
+                         "for all")
     rows = torch.cat([f.flatten(0, 1) for f in features]).double()
     rows = rows - rows.mean(0)
     few = min(rows.shape)
@@ -78,7 +79,8 @@ class Overview:
 # %% ../../../nbs/09_viz/explorers/02_pca.ipynb #pictures
 def pictures(few: Sequence[Tensor], first: int = 1, count: int = 3, percentile: float = 1.0,
              foreground: float | None = None) -> list[Tensor]:
-    """Components `first`, ... (from 1) of each image, (h, w, count) in [0, 1] over one range for all; beyond the last: 0.
+    """Components `first`, ... (from 1) of each image, (h, w, count) in [0, 1] over one range for all; beyond the last:
+    0.
 
     few: what `reduced` gives, (d, h, w). See `pca.pca_maps` for the rest.
     """
@@ -89,10 +91,10 @@ def pictures(few: Sequence[Tensor], first: int = 1, count: int = 3, percentile: 
     maps = pca_maps(few, min(last, most), percentile, foreground, unit=False)
     return [torch.cat([m[..., first - 1:], m.new_zeros(*m.shape[:2], max(0, last - most))], -1) for m in maps]
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #clustered
 def clustered(few: Sequence[Tensor], count: int, seed: int = 0) -> list[Tensor]:
-    """K-means of the cells of all maps (d, h, w): int (h, w) each, 0 = the largest cluster. Raises: `ValueError` for more
-    clusters than cells."""
+    """K-means of the cells of all maps (d, h, w): int (h, w) each, 0 = the largest cluster. Raises: `ValueError` for
+    more clusters than cells."""
     rows = torch.cat([f.flatten(1).T for f in few]).float().numpy()
     if not 1 <= count <= len(rows):
         raise ValueError(f"there are {len(rows)} cells for {count} clusters; needed: 1 to {len(rows)} clusters")
@@ -107,10 +109,10 @@ def _looks(strength: float) -> dict[str, widgets.Widget]:
     slider = widgets.FloatSlider(strength, min=0, max=1, step=0.05, description="strength", layout={"width": "300px"})
     return {"strength": slider, "smooth": widgets.Checkbox(False, description="smooth", layout={"width": "180px"})}
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #pca-controls-2
 def _pca_controls() -> dict[str, widgets.Widget]:
-    return {"count": widgets.Dropdown(options=[("three as colours", 3), ("one", 1)], description="show", layout={"width": "240px"}),
-            "first": slow_slider(1, 1, 12, 1, "first"),
+    return {"count": widgets.Dropdown(options=[("three as colours", 3), ("one", 1)], description="show",
+                                      layout={"width": "240px"}), "first": slow_slider(1, 1, 12, 1, "first"),
             "percentile": slow_slider(1, 0, 20, 0.5, "cut off %"),
             "foreground": slow_slider(0, -0.95, 0.95, 0.05, "foreground"), **_looks(1)}
 
@@ -125,7 +127,7 @@ def _components(explorer: Panels, image: int, label: str) -> tuple[dict[str, Any
     return {"uri": uri, "strength": strength, "smooth": smooth, "values": values[..., 0],
             "name": f"component {first}"}, f"{name}: {share:.0%} of variance"
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #paint-components
 def _paint_components(explorer: Panels, ax: Axes, image: int, label: str) -> None:
     values, samples = explorer.maps(label)[image], explorer.gallery.samples
     values = values[..., 0] if values.shape[2] == 1 else values
@@ -134,7 +136,7 @@ def _paint_components(explorer: Panels, ax: Axes, image: int, label: str) -> Non
               interpolation="bilinear" if smooth else "nearest")
     ax.set_xlabel(explorer.picture(image, label)[1] if image == len(samples) - 1 else "", fontsize="small")
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #component-values
 def _component_values(explorer: Panels) -> str:
     "The values at the chosen pixel, for each encoder."
     sides, words = explorer.gallery.samples[explorer.image].image.shape[1:], []
@@ -174,11 +176,11 @@ class PCAExplorer(Panels):
 # %% ../../../nbs/09_viz/explorers/02_pca.ipynb #cluster-table
 def cluster_table(ids: Sequence[Tensor], count: int, samples: Sequence[Sample],
                   classes: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """For each cluster: cells, share of all, cells per image, and its most frequent class with its share of labelled cells
-    ("" and nan without any).
+    """For each cluster: cells, share of all, cells per image, and its most frequent class with its share of labelled
+    cells ("" and nan without any).
 
-    ids: int (h, w) per image. A cell has the class that fills most of it, at least half. classes: their names; None: their
-    numbers.
+    ids: int (h, w) per image. A cell has the class that fills most of it, at least half. classes: their names; None:
+    their numbers.
     """
     per_image = torch.stack([torch.bincount(i.flatten(), minlength=count) for i in ids])
     pairs = [(i.flatten(), cell_labels(s.labels, tuple(i.shape), 0.5).flatten())
@@ -199,18 +201,18 @@ def found_clusters(explorer: Panels, label: str) -> list[Tensor]:
     """The clusters of an encoder as the controls have it, int (h, w) per image."""
     return explorer.state.clusters(label, *explorer.controls.chosen("count", "seed"))
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #chosen
 def chosen(explorer: Panels, label: str) -> int:
     """The cluster of an encoder at the chosen pixel."""
     ids, sample = found_clusters(explorer, label)[explorer.image], explorer.gallery.samples[explorer.image]
     return int(ids[cell_at(explorer.point, sample.image.shape[1:], ids.shape)])
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #cluster-key
 def cluster_key(explorer: Panels, label: str, cluster: int) -> tuple:
     """What a name is of: of another number, seed or set of images the clusters are others, and have other names."""
     return label, cluster, *explorer.controls.chosen("count", "seed"), *map(id, explorer.gallery.samples)
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #called
 def called(explorer: Panels, label: str, cluster: int) -> str:
     """The name that a cluster was given, or its number, from 1."""
     return explorer.names.get(cluster_key(explorer, label, cluster), f"cluster {cluster + 1}")
@@ -226,12 +228,12 @@ def _clusters(explorer: Panels, image: int, label: str) -> tuple[dict[str, Any],
              "values": ids + 1.0, "limits": (0.0, 254.0), "name": "cluster"}
     return shown, f"{escape(name)}: {int(mine.sum())} of {mine.numel()} cells here"
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #paint-clusters
 def _paint_clusters(explorer: Panels, ax: Axes, image: int, label: str) -> None:
     ids, sample = found_clusters(explorer, label)[image], explorer.gallery.samples[image]
     ax.imshow(region_colours(ids), extent=whole(sample), alpha=explorer.controls["strength"].value)
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #names
 def _names(explorer: Panels) -> str:
     "The chosen pixel, and the clusters that it lies in."
     names = (f"{label} {called(explorer, label, chosen(explorer, label))}" for label in explorer.labels)
@@ -243,16 +245,17 @@ def _counted(explorer: Panels) -> list[dict[str, Any]]:
     ids, count = found_clusters(explorer, explorer.active), explorer.controls["count"].value
     return cluster_table(ids, count, explorer.gallery.samples, explorer.classes)
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #most
 def _most(row: dict[str, Any]) -> str:
     return f"{row['purity']:.0%} {row['class']}" if row["class"] else ""
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #with-legend
 def _with_legend(explorer: Panels) -> Figure:
     figure, label, rows = panels_figure(explorer), explorer.active, _counted(explorer)
-    names = [", ".join(filter(None, (f"{called(explorer, label, k)}: {row['share']:.0%}", _most(row)))) for k, row in enumerate(rows)]
-    figure.legend([Patch(color=c) for c in region_colours(np.arange(len(rows)))], names, loc="outside lower center", ncols=3,
-                  frameon=False, title=label, fontsize="small")
+    names = [", ".join(filter(None, (f"{called(explorer, label, k)}: {row['share']:.0%}", _most(row)))) for k,
+             row in enumerate(rows)]
+    figure.legend([Patch(color=c) for c in region_colours(np.arange(len(rows)))], names, loc="outside lower center",
+                  ncols=3, frameon=False, title=label, fontsize="small")
     return figure
 
 # %% ../../../nbs/09_viz/explorers/02_pca.ipynb #cluster-name
@@ -270,7 +273,7 @@ def _name_and_table(explorer: Panels) -> None:
     with quietly(explorer.status):
         explorer.name.value = name
 
-
+# %% ../../../nbs/09_viz/explorers/02_pca.ipynb #rename
 def _rename(explorer: Panels) -> None:
     "The chosen cluster has the name in the field; an empty one takes it away."
     key = cluster_key(explorer, explorer.active, chosen(explorer, explorer.active))

@@ -23,14 +23,16 @@ from scipy.ndimage import find_objects
 from ...data.street import StreetWorld
 from ...data.views import Sample
 from ...geometry.depth import normalize_depth
-from ...geometry.regions import DEFAULT, Grouping, RegionConfig, boundary_weights, group_superpixels, grouping_rounds
-from .widgets import (Board, ClickImage, Controls, Latest, button, buttons, data_uri, quietly, slow_slider,
-                                             svg_outline, table, wrapped)
+from ...geometry.regions import (DEFAULT, Grouping, RegionConfig, boundary_weights, group_superpixels,
+                                        grouping_rounds)
+from .widgets import (Board, ClickImage, Controls, Latest, button, buttons, data_uri, put_image,
+                                             quietly, slow_slider, svg_outline, table, wrapped)
 from ..heatmaps import DEPTH_TITLES, draw_image, draw_outline, draw_point
 from ..regions import borders, boundary_colours, boundary_picture, region_colours
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0cg00
-_DEEP = ("count", "compactness", "sigma", "standardize", "normals", "holes", "far")  # these make superpixels or geometry anew
+# these make superpixels or geometry anew
+_DEEP = ("count", "compactness", "sigma", "standardize", "normals", "holes", "far")
 
 
 def changed_config(config: RegionConfig, **choices: Any) -> RegionConfig:
@@ -41,7 +43,7 @@ def changed_config(config: RegionConfig, **choices: Any) -> RegionConfig:
         found = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))} is {e['input']!r}: {e['msg']}" for e in error.errors())
         raise ValueError(f"choices of the grouping: {found}") from None
 
-
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #regrouped
 def regrouped(grouping: Grouping, config: RegionConfig) -> Grouping:
     """The same superpixels, grouped by other weights: only Eq. 3 and the rounds of Infomap are computed again."""
     boundaries = boundary_weights(grouping.geometry, grouping.boundaries.edges, config)
@@ -50,7 +52,8 @@ def regrouped(grouping: Grouping, config: RegionConfig) -> Grouping:
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0st00
 class RegionState:
-    """The grouping of one image under changing choices: `sample`, `config` and `grouping` (`geometry.regions.Grouping`).
+    """The grouping of one image under changing choices: `sample`, `config` and `grouping`
+    (`geometry.regions.Grouping`).
 
     sample: with depth and K. config: the first choices.
     Raises: `ValueError` for a sample without depth or K, and whatever `grouping_rounds` refuses.
@@ -59,12 +62,14 @@ class RegionState:
     def __init__(self, sample: Sample, config: RegionConfig = DEFAULT):
         lacking = [name for name in ("depth", "K") if getattr(sample, name) is None]
         if lacking:
-            raise ValueError(f"{sample.name} has no {' and no '.join(lacking)}; the grouping needs a depth map and intrinsics K")
+            raise ValueError(f"{sample.name} has no {' and no '.join(lacking)}; the grouping needs a depth map and "
+                             "intrinsics K")
         self.sample, self.config, self.grouping = sample, config, None
         self.choose()
 
     def choose(self, **choices: Any) -> Grouping:
-        """Group anew with some choices changed. Raises: `ValueError` for an unknown choice or value; nothing has changed then."""
+        """Group anew with some choices changed. Raises: `ValueError` for an unknown choice or value; nothing has
+        changed then."""
         config = changed_config(self.config, **choices)
         if self.grouping is None or any(getattr(config, name) != getattr(self.config, name) for name in _DEEP):
             picture = self.sample.image.permute(1, 2, 0).contiguous().numpy()
@@ -75,17 +80,19 @@ class RegionState:
         return grouping
 
     def ids(self, round: int = -1) -> np.ndarray:
-        """Region of each pixel, int32 (H, W), after a round: 0 = the superpixels themselves, 1 to their number, -1 = the last."""
+        """Region of each pixel, int32 (H, W), after a round: 0 = the superpixels themselves, 1 to their number, -1 =
+        the last."""
         if not -1 <= round <= len(self.grouping.rounds):
-            raise ValueError(f"round is {round}; there are 0 (superpixels) to {len(self.grouping.rounds)}, or -1 for the last")
+            raise ValueError(f"round is {round}; there are 0 (superpixels) to {len(self.grouping.rounds)}, or -1 for "
+                             "the last")
         superpixels = self.grouping.superpixels.astype(np.int32)
         return self.grouping.regions(round - 1 if round > 0 else -1) if round else superpixels
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #a1f0rf00
 class RegionFacts(NamedTuple):
     """A region after a round: its id, pixels, their share of the image, superpixels, mean depth (nan = unknown) in the
-    sample's unit and the share of pixels that have one, box (top, left, bottom, right), whether it is finished, its weakest
-    mean boundary W (nan = no neighbour) and to which id."""
+    sample's unit and the share of pixels that have one, box (top, left, bottom, right), whether it is finished, its
+    weakest mean boundary W (nan = no neighbour) and to which id."""
 
     id: int
     pixels: int
@@ -100,7 +107,8 @@ class RegionFacts(NamedTuple):
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-facts
 def region_facts(state: RegionState, row: int, col: int, round: int = -1) -> RegionFacts:
-    """The region of the pixel (row, col) after a round. Raises: `ValueError` for a pixel outside the image, or no such round."""
+    """The region of the pixel (row, col) after a round. Raises: `ValueError` for a pixel outside the image, or no such
+    round."""
     ids, grouping = state.ids(round), state.grouping
     if not (0 <= row < ids.shape[0] and 0 <= col < ids.shape[1]):
         raise ValueError(f"pixel ({row}, {col}) is outside {state.sample.name}, which is {ids.shape[0]}x{ids.shape[1]}")
@@ -112,8 +120,8 @@ def region_facts(state: RegionState, row: int, col: int, round: int = -1) -> Reg
     members, (rows, columns) = community == found, find_objects(chosen.astype(np.int8))[0]
     mean, pixels = float(depth.mean()) if len(depth) else np.nan, int(chosen.sum())
     box, finished = (rows.start, columns.start, rows.stop, columns.stop), bool(round != 0 and last.fixed[members].all())
-    return RegionFacts(found, pixels, float(chosen.mean()), int(members.sum()), mean, len(depth) / pixels, box, finished,
-                       *_weakest(community, found, grouping))
+    return RegionFacts(found, pixels, float(chosen.mean()), int(members.sum()), mean, len(depth) / pixels, box,
+                       finished, *_weakest(community, found, grouping))
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #weakest
 def _weakest(community: np.ndarray, found: int, grouping: Grouping) -> tuple[float, int]:
@@ -131,8 +139,8 @@ LAYERS = ("regions", "boundaries", "superpixels", "depth", "image")
 
 
 def region_layer(state: RegionState, show: str = "regions", round: int = -1) -> np.ndarray:
-    """What to lay over the image, uint8 (H, W, 4), for one of `LAYERS`: colours of the regions after a round, boundaries by
-    W, superpixels, depth."""
+    """What to lay over the image, uint8 (H, W, 4), for one of `LAYERS`: colours of the regions after a round,
+    boundaries by W, superpixels, depth."""
     grouping = state.grouping
     if show == "regions":
         ids = state.ids(round)
@@ -154,8 +162,10 @@ def region_layer(state: RegionState, show: str = "regions", round: int = -1) -> 
     return (picture * 255).round().astype(np.uint8)
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-figure
-def region_figure(state: RegionState, row: int, col: int, round: int = -1, strength: float = 0.65, width: float = 4.2) -> Figure:
-    """Image | boundaries | regions after a round, with the region of the pixel (row, col) outlined. width: of a panel, inches.
+def region_figure(state: RegionState, row: int, col: int, round: int = -1, strength: float = 0.65,
+                  width: float = 4.2) -> Figure:
+    """Image | boundaries | regions after a round, with the region of the pixel (row, col) outlined. width: of a panel,
+    inches.
 
     Raises: `ValueError` as `region_facts`.
     """
@@ -180,16 +190,20 @@ CHOICES = ("w_occlusion", "w_support", "bias", "threshold", "count")
 def _controls(config: RegionConfig, images: int, index: int) -> Controls:
     def choice(name: str, text: str, low: float, high: float, step: float) -> widgets.Widget:
         value = getattr(config, name)
-        return slow_slider(value, min(low, value), max(high, value), step, text, 310, style={"description_width": "100px"})
+        return slow_slider(value, min(low, value), max(high, value), step, text, 310,
+                           style={"description_width": "100px"})
 
-    count = widgets.BoundedIntText(config.count, 1, 50000, step=500, description="superpixels", layout={"width": "310px"},
-                                   style={"description_width": "100px"})
-    return Controls(
-        index=widgets.BoundedIntText(index, 0, max(0, images - 1), description="image", layout={"width": "170px"}),
-        show=buttons(LAYERS, "show", 100), round=slow_slider(1, 0, 1, 1, "round", 310),
-        strength=widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength", layout={"width": "310px"}),
-        w_occlusion=choice("w_occlusion", "occlusion w₁", 0, 200, 1.0), w_support=choice("w_support", "support w₂", 0, 1000, 5.0),
-        bias=choice("bias", "bias b", -12, 4, 0.25), threshold=choice("threshold", "threshold Tₑ", 0.01, 0.99, 0.01), count=count)
+    count = widgets.BoundedIntText(config.count, 1, 50000, step=500, description="superpixels",
+                                   layout={"width": "310px"}, style={"description_width": "100px"})
+    return Controls(index=widgets.BoundedIntText(index, 0, max(0, images - 1), description="image",
+                                                 layout={"width": "170px"}), show=buttons(LAYERS, "show", 100),
+                    round=slow_slider(1, 0, 1, 1, "round", 310),
+                    strength=widgets.FloatSlider(0.65, min=0, max=1, step=0.05, description="strength",
+                                                 layout={"width": "310px"}),
+                    w_occlusion=choice("w_occlusion", "occlusion w₁", 0, 200, 1.0),
+                    w_support=choice("w_support", "support w₂", 0, 1000, 5.0),
+                    bias=choice("bias", "bias b", -12, 4, 0.25),
+                    threshold=choice("threshold", "threshold Tₑ", 0.01, 0.99, 0.01), count=count)
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #facts-table
 def _facts_html(facts: RegionFacts, sample: Sample) -> str:
@@ -204,6 +218,13 @@ def _facts_html(facts: RegionFacts, sample: Sample) -> str:
             "rows, columns": f"{top}–{bottom - 1}, {left}–{right - 1}"}
     return table(rows.items(), "the chosen region", caption=sample.name)
 
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-report
+def _region_report(explorer: Board) -> dict[str, Any]:
+    "Image, pixel, round, configuration and the facts of the region."
+    state, point, round = explorer.ready(), explorer.click.point, explorer.controls["round"].value
+    return {"image": state.sample.name, "point": point, "round": round, "config": state.config.model_dump(),
+            "region": region_facts(state, *point, round)._asdict()}
+
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #regionexplorer
 class RegionExplorer(Board):
     """The grouping with its choices as controls. `state`: what is shown, None until an image could be opened.
@@ -213,6 +234,7 @@ class RegionExplorer(Board):
     """
 
     title = "region explorer"
+    facts = _region_report
 
     def __init__(self, images: Sequence[Sample] | None = None, index: int = 0, config: RegionConfig = DEFAULT,
                  width: int = 560, folder: str | Path | None = None):
@@ -227,7 +249,8 @@ class RegionExplorer(Board):
         """Show another image by the same choices. Raises: whatever is wrong with it; the one before stays then."""
         with self.status.doing(f"image {index}: superpixels and grouping ..."):
             self.state = RegionState(self.images[index], self.state.config if self.state else self.config)
-        self.click.replace(self.state.sample.image, f"{self.state.sample.name}, with the region of the chosen pixel outlined")
+        sample = self.state.sample
+        put_image(self.click, sample.image, f"{sample.name}, with the region of the chosen pixel outlined")
         _follow(self)
 
     def regroup(self, **choices: Any) -> None:
@@ -244,8 +267,7 @@ class RegionExplorer(Board):
     def figure(self) -> Figure:
         return region_figure(self.ready(), *self.click.point, *self.controls.chosen("round", "strength"))
 
-    def facts(self) -> dict[str, Any]:
-        return _region_report(self)
+
 
 # %% ../../../nbs/09_viz/explorers/03_regions.ipynb #region-follow
 def _listen(explorer: RegionExplorer) -> None:
@@ -260,7 +282,7 @@ def _listen(explorer: RegionExplorer) -> None:
     right = widgets.VBox([*controls.named("index", *CHOICES), explorer.reset, explorer.table])
     explorer.arrange(wrapped(left, right, align="flex-start"))
 
-
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #follow
 def _follow(explorer: RegionExplorer) -> None:
     "Set the controls to what the state says, the round to the last if it was that, and draw."
     rounds, slider = len(explorer.state.grouping.rounds), explorer.controls["round"]
@@ -277,21 +299,14 @@ def _draw(explorer: RegionExplorer) -> None:
     state, (show, round, strength) = explorer.ready(), explorer.controls.chosen("show", "round", "strength")
     facts, depth = region_facts(state, *explorer.click.point, round), _coarse(state.sample.depth)
     drawing = svg_outline(state.ids(round) == facts.id, explorer.click.size, title=f"region {facts.id}")
-    explorer.click.show(data_uri(region_layer(state, show, round)), strength if show == "regions" else 1.0, drawing=drawing,
-                        values=depth, limits=(np.nanmin(depth).item(), np.nanmax(depth).item() + 1e-6),
+    explorer.click.show(data_uri(region_layer(state, show, round)), strength if show == "regions" else 1.0,
+                        drawing=drawing, values=depth, limits=(np.nanmin(depth).item(), np.nanmax(depth).item() + 1e-6),
                         name=DEPTH_TITLES[state.sample.depth_kind])
     explorer.table.value = _facts_html(facts, state.sample)
 
-
+# %% ../../../nbs/09_viz/explorers/03_regions.ipynb #coarse
 def _coarse(depth: torch.Tensor, most: int = 192) -> np.ndarray:
     "Depth at every n-th pixel, at most `most` a side, nan where there is none: what the page reads under the pointer."
     step = -(-max(depth.shape) // most)
     part = depth[step // 2::step, step // 2::step]
     return torch.where(part.isfinite() & (part > 0), part, torch.nan).numpy()
-
-
-def _region_report(explorer: RegionExplorer) -> dict[str, Any]:
-    "Image, pixel, round, configuration and the facts of the region."
-    state, point, round = explorer.ready(), explorer.click.point, explorer.controls["round"].value
-    return {"image": state.sample.name, "point": point, "round": round, "config": state.config.model_dump(),
-            "region": region_facts(state, *point, round)._asdict()}

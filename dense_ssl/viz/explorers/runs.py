@@ -24,12 +24,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...core import is_done, read_json, runs_root
-from .widgets import Board, ClickImage, Controls, Latest, button, data_uri, quietly, slow_slider, table, wrapped
+from .widgets import (Board, ClickImage, Controls, Latest, button, data_uri, quietly,
+                                             slow_slider, table, wrapped)
 
 # %% ../../../nbs/09_viz/explorers/06_runs.ipynb #growing
 class Growing:
-    """The lines of a `metrics.jsonl` that may be growing. `lines`: a dictionary each, in order; `bad`: a sentence for each
-    that is none; `rest`: whether the file ends in the middle of a line."""
+    """The lines of a `metrics.jsonl` that may be growing. `lines`: a dictionary each, in order; `bad`: a sentence for
+    each that is none; `rest`: whether the file ends in the middle of a line."""
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -104,8 +105,8 @@ def flat(params: dict[str, Any], above: str = "") -> dict[str, Any]:
 
 # %% ../../../nbs/09_viz/explorers/06_runs.ipynb #run
 class Run:
-    """A run's folder: `params` (flat), `log` (`Growing`), `state` (of `STATES`), `why` it failed, `trouble` (what cannot be
-    read, in sentences)."""
+    """A run's folder: `params` (flat), `log` (`Growing`), `state` (of `STATES`), `why` it failed, `trouble` (what
+    cannot be read, in sentences)."""
 
     def __init__(self, folder: Path, alive: float = 60.0):
         self.folder, self.alive, self.params, self.log = folder, alive, {}, Growing(folder / "metrics.jsonl")
@@ -194,7 +195,7 @@ def run_colour(state: RunsState, name: str) -> str:
     """The colour of a run, as #rrggbb."""
     return matplotlib.colors.to_hex(matplotlib.colormaps["tab10"](list(state.runs).index(name) % 10))
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #runs-figure-2
 def runs_figure(state: RunsState, names: Sequence[str], metric: str, smooth: float = 0.0, log: bool = False,
                 legend: bool = True) -> Figure:
     """Curves of some runs over the steps; a sign at each end says what became of the run. log: a logarithmic axis."""
@@ -233,7 +234,8 @@ class Ticker:
             raise ValueError(f"seconds is {seconds}; needed: above 0")
         if not self.running:
             self.ended = threading.Event()
-            self.thread = threading.Thread(target=self._run, args=(self.ended, seconds), daemon=True, name="dense_ssl ticker")
+            self.thread = threading.Thread(target=self._run, args=(self.ended, seconds), daemon=True,
+                                           name="dense_ssl ticker")
             self.thread.start()
 
     def stop(self, wait: float = 5.0) -> None:
@@ -257,13 +259,14 @@ def _value(run: Run, metric: str, step: int | None) -> str:
     i = known[-1 if step is None else np.abs(steps[known] - step).argmin()]
     return f"{values[i]:.4g} at {steps[i]}"
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #runs-table-2
 def _runs_table(state: RunsState, names: Sequence[str], metric: str, step: int | None) -> str:
     "What became of the runs, their values, and the parameters in which they differ: a column each."
     if not names:
         return "<p>No run is chosen.</p>"
     runs, differing = [state.runs[name] for name in names], state.differing(names)
-    rows = [("state", *(f"{STATES[run.state]} {run.state}" for run in runs)), ("steps taken", *(run.steps() for run in runs))]
+    rows = [("state", *(f"{STATES[run.state]} {run.state}" for run in runs)),
+            ("steps taken", *(run.steps() for run in runs))]
     if any(run.why for run in runs):
         rows.append(("why", *(run.why[:200] for run in runs)))
     for near, words in ((None, f"last {metric}"), (step, f"{metric} near step {step}"))[:1 if step is None else 2]:
@@ -282,27 +285,43 @@ def _controls(seconds: float, width: int) -> Controls:
     def choice(name: str, options: Sequence[str] = ()) -> widgets.Dropdown:
         return widgets.Dropdown(options=options, description=name, layout={"width": "220px"})
 
-    runs = widgets.SelectMultiple(description="runs", rows=9, layout={"width": "340px"}, tooltip="several with Ctrl or Shift")
-    return Controls(
-        stage=choice("stage"), runs=runs, metric=choice("metric", ["loss"]), smooth=slow_slider(0.0, 0, 0.98, 0.02, "smooth"),
-        log=check(False, "logarithmic", 120), step=slow_slider(0, 0, 1, 1, "step", width),
-        alive=check(seconds > 0, f"look again every {seconds or 1:g} s", 190))
+    runs = widgets.SelectMultiple(description="runs", rows=9, layout={"width": "340px"},
+                                  tooltip="several with Ctrl or Shift")
+    return Controls(stage=choice("stage"), runs=runs, metric=choice("metric", ["loss"]),
+                    smooth=slow_slider(0.0, 0, 0.98, 0.02, "smooth"), log=check(False, "logarithmic", 120),
+                    step=slow_slider(0, 0, 1, 1, "step", width),
+                    alive=check(seconds > 0, f"look again every {seconds or 1:g} s", 190))
+
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #run-figure-and-facts
+def _figure(explorer: Board) -> Figure:
+    "The curves of the chosen runs."
+    return runs_figure(explorer.state, explorer.chosen(), *explorer.controls.chosen("metric", "smooth", "log"))
+
+
+def _report(explorer: Board) -> dict[str, Any]:
+    "The chosen runs with their states and steps, what is drawn, and the parameters in which they differ."
+    names, state, (metric, smooth) = explorer.chosen(), explorer.state, explorer.controls.chosen("metric", "smooth")
+    runs = {name: {"state": state.runs[name].state, "steps": state.runs[name].steps()} for name in names}
+    return {"runs": runs, "folder": str(state.folder), "metric": metric, "smooth": smooth,
+            "differing": state.differing(names)}
 
 # %% ../../../nbs/09_viz/explorers/06_runs.ipynb #runexplorer
 class RunExplorer(Board):
-    """Curves of runs, read again every few seconds. `state`: `RunsState` of the chosen stage; `step`: the chosen or None.
+    """Curves of runs, read again every few seconds. `state`: `RunsState` of a stage; `step`: the chosen one or None.
 
-    runs: the folder of stages, None: `core.runs_root()`. stage: the first one shown. seconds: between two looks; 0: only when
-    the button is pressed. alive: see `run_state`. width: of the picture, in pixels. folder: see `Board`.
+    runs: the folder of stages, None: `core.runs_root()`. stage: the first one shown. seconds: between two looks; 0:
+    only when the button is pressed. alive: see `run_state`. width: of the picture, in pixels. folder: see `Board`.
     """
 
     title = "run explorer"
+    figure, facts = _figure, _report
 
-    def __init__(self, runs: str | Path | None = None, stage: str = "pretrain", seconds: float = 2.0, alive: float = 60.0,
-                 width: int = 660, folder: str | Path | None = None):
+    def __init__(self, runs: str | Path | None = None, stage: str = "pretrain", seconds: float = 2.0,
+                 alive: float = 60.0, width: int = 660, folder: str | Path | None = None):
         super().__init__(folder)
-        self.root, self.seconds, self.life, self.table = Path(runs or runs_root()), seconds or 1.0, alive, widgets.HTML()
-        self.controls, self.ticker, self.update = _controls(seconds, width), Ticker(lambda: _tick(self)), Latest(lambda: _update(self))
+        self.root, self.seconds, self.life = Path(runs or runs_root()), seconds or 1.0, alive
+        self.controls, self.table, self.ticker = _controls(seconds, width), widgets.HTML(), Ticker(lambda: _tick(self))
+        self.update = Latest(lambda: _update(self))
         self.click = ClickImage(np.full((429, 924), 255, np.uint8), "curves of the chosen runs over the steps",
                                 lambda: _clicked(self), width, (9, 9), False, self.status)
         stages = sorted({p.parents[1].name for p in self.root.glob("*/*/params.json")} | {stage})
@@ -326,12 +345,6 @@ class RunExplorer(Board):
         self.ticker.stop()
         self.box.close()
 
-    def figure(self) -> Figure:
-        return runs_figure(self.state, self.chosen(), *self.controls.chosen("metric", "smooth", "log"))
-
-    def facts(self) -> dict[str, Any]:
-        return _report(self)
-
 # %% ../../../nbs/09_viz/explorers/06_runs.ipynb #run-listen
 def _listen(explorer: RunExplorer) -> None:
     "Each control calls what it changes; all are laid out."
@@ -343,7 +356,7 @@ def _listen(explorer: RunExplorer) -> None:
     right = widgets.VBox([*controls.named("stage", "runs", "metric", "smooth", "log", "alive"), again])
     explorer.arrange(wrapped(left, right, align="flex-start"), explorer.table)
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #open
 def _open(explorer: RunExplorer) -> None:
     "Show the chosen stage."
     explorer.state = RunsState(explorer.root / explorer.controls["stage"].value, explorer.life)
@@ -353,15 +366,8 @@ def _open(explorer: RunExplorer) -> None:
     explorer.update()
     _watch(explorer)
 
-
-def _report(explorer: RunExplorer) -> dict[str, Any]:
-    "The chosen runs with their states and steps, what is drawn, and the parameters in which they differ."
-    names, state, (metric, smooth) = explorer.chosen(), explorer.state, explorer.controls.chosen("metric", "smooth")
-    runs = {name: {"state": state.runs[name].state, "steps": state.runs[name].steps()} for name in names}
-    return {"runs": runs, "folder": str(state.folder), "metric": metric, "smooth": smooth, "differing": state.differing(names)}
-
 # %% ../../../nbs/09_viz/explorers/06_runs.ipynb #run-watch
-_WATCHING: WeakValueDictionary = WeakValueDictionary()                # folder -> the explorer that looks at it again and again
+_WATCHING: WeakValueDictionary = WeakValueDictionary()  # folder -> the explorer that looks at it again and again
 
 
 def _watch(explorer: RunExplorer) -> None:
@@ -373,10 +379,11 @@ def _watch(explorer: RunExplorer) -> None:
     other, _WATCHING[explorer.state.folder] = _WATCHING.get(explorer.state.folder), explorer
     if other is not None:
         other.controls["alive"].value = False
-        other.status.say("an explorer opened later looks at this folder now; this one looks again when its button is pressed")
+        other.status.say("an explorer opened later looks at this folder now; this one looks again when its button is "
+                         "pressed")
     explorer.ticker.start(explorer.seconds)
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #tick
 def _tick(explorer: RunExplorer) -> bool:
     if explorer.box.comm is None:                                                    # closed
         return False
@@ -398,7 +405,7 @@ def _update(explorer: RunExplorer) -> None:
         more = f" (and {len(trouble) - 1} more)" if len(trouble) > 1 else ""
         explorer.status.say(f"⚠ {trouble[0]}{more}" if trouble else "" if state.runs else none)
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #list
 def _list(explorer: RunExplorer) -> None:
     "Name the runs and metrics that there are now; a new run is chosen as well while few are."
     (runs, metric), state = explorer.controls.named("runs", "metric"), explorer.state
@@ -425,7 +432,7 @@ def _draw(explorer: RunExplorer) -> None:
         explorer.controls["step"].max = max([1, *last])
     _point(explorer)
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #point
 def _point(explorer: RunExplorer) -> None:
     "Mark the chosen step and say what the runs logged there."
     drawing, step = "", explorer.step
@@ -436,7 +443,7 @@ def _point(explorer: RunExplorer) -> None:
     explorer.click.show(explorer.picture, smooth=True, drawing=drawing, mark=False)
     explorer.table.value = _runs_table(explorer.state, explorer.chosen(), explorer.controls["metric"].value, step)
 
-
+# %% ../../../nbs/09_viz/explorers/06_runs.ipynb #clicked
 def _clicked(explorer: RunExplorer) -> None:
     place = explorer.axes.transData.inverted().transform((explorer.click.point[1] + 0.5, 0))
     explorer.at_step(max(0, round(float(place[0]))))

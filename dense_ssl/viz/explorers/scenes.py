@@ -22,28 +22,32 @@ from ...data.views import Sample, sample_generator
 from ...evaluation.coherence import resize_image
 from ...positives.copy_paste import CopyPaste
 from ...positives.scenes import Located, Synthesize, Views, counterparts, locate
-from .widgets import Board, ClickImage, Controls, Latest, buttons, data_uri, slow_slider, svg_outline, table, wrapped
+from .widgets import (Board, ClickImage, Controls, Latest, buttons, data_uri, put_image,
+                                             slow_slider, svg_outline, table, wrapped)
 from ..heatmaps import draw_image, draw_outline
 from ..regions import region_colours
 from ..scenes import source_colours, telling_starts, view_picture
 
 # %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #tiles
 class Tiles:
-    """Pictures side by side in rows of `columns`. `picture`: uint8 (3, H, W), white between them; `scale`: of each tile.
+    """Pictures side by side in rows of `columns`. `picture`: uint8 (3, H, W), white between; `scale`: of each tile.
 
-    pictures: uint8 (3, h, w), each scaled to fit into a cell of `cell` = (height, width) pixels, at its top left. gap: pixels
-    between cells.
+    pictures: uint8 (3, h, w), each scaled to fit into a cell of `cell` = (height, width) pixels, at its top left. gap:
+    pixels between cells.
     """
 
     def __init__(self, pictures: Sequence[Tensor], columns: int, cell: tuple[int, int], gap: int = 8):
-        self.columns, self.pitch, self.sizes = columns, (cell[0] + gap, cell[1] + gap), [tuple(p.shape[1:]) for p in pictures]
+        self.columns, self.pitch = columns, (cell[0] + gap, cell[1] + gap)
+        self.sizes = [tuple(p.shape[1:]) for p in pictures]
         self.scale = [min(cell[0] / h, cell[1] / w) for h, w in self.sizes]
-        self.shown = [(max(1, round(h * s)), max(1, round(w * s))) for (h, w), s in zip(self.sizes, self.scale, strict=True)]
+        self.shown = [(max(1, round(h * s)), max(1, round(w * s)))
+                      for (h, w), s in zip(self.sizes, self.scale, strict=True)]
         rows, (down, right) = -(-len(pictures) // columns), self.pitch
         self.picture = torch.full((3, rows * down - gap, columns * right - gap), 255, dtype=torch.uint8)
         for k, (picture, (h, w)) in enumerate(zip(pictures, self.shown, strict=True)):
             top, left = self.corner(k)
-            self.picture[:, top:top + h, left:left + w] = picture if (h, w) == self.sizes[k] else resize_image(picture, (h, w))
+            fitted = picture if (h, w) == self.sizes[k] else resize_image(picture, (h, w))
+            self.picture[:, top:top + h, left:left + w] = fitted
 
     def corner(self, k: int) -> tuple[int, int]:
         """Top and left of tile k."""
@@ -69,14 +73,16 @@ def spread(tiles: Tiles, maps: Sequence[Tensor], fill: int = -1) -> Tensor:
     out = torch.full(tiles.picture.shape[1:], fill)
     for k, ids in enumerate(maps):
         (top, left), shown = tiles.corner(k), tiles.shown[k]
-        rows, columns = (((torch.arange(n) + 0.5) * full / n).long() for n, full in zip(shown, tiles.sizes[k], strict=True))
+        rows, columns = (((torch.arange(n) + 0.5) * full / n).long() for n,
+                         full in zip(shown, tiles.sizes[k], strict=True))
         out[top:top + shown[0], left:left + shown[1]] = ids[rows][:, columns]
     return out
 
 # %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #counterparts-2
 class Counterparts(NamedTuple):
-    """A pixel followed: the tile it was chosen in, its source image and place (x, y) there, its region (unique in the group;
-    -1 = none), and everywhere it shows: points float32 (n, 3) = view, x, y, and whether each is pasted, bool (n,)."""
+    """A pixel followed: the tile it was chosen in, its source image and place (x, y) there, its region (unique in the
+    group; -1 = none), and everywhere it shows: points float32 (n, 3) = view, x, y, and whether each is pasted, bool
+    (n,)."""
 
     tile: int
     source: int
@@ -95,14 +101,16 @@ def region_maps(views: Views) -> Tensor:
 
 # %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #scenestate
 class SceneState:
-    """A group of M images, the 2M scenes made of them and their views, side by side: `tiles` are the images, then the views.
+    """A group of M images, the 2M scenes made of them and their views, side by side: `tiles` are the images, then the
+    views.
 
     samples: `config.images` of them with `regions`. size: (h, w) of a view. seed: of all that is drawn. options: of
     `positives.scenes.Synthesize`. `regions`: the region at every pixel of every tile, unique in the group.
     Raises: `ValueError` as `Synthesize` and `copy_paste`.
     """
 
-    def __init__(self, samples: Sequence[Sample], config: CopyPaste, size: tuple[int, int] = (192, 384), seed: int = 0, **options: Any):
+    def __init__(self, samples: Sequence[Sample], config: CopyPaste, size: tuple[int, int] = (192, 384), seed: int = 0,
+                 **options: Any):
         self.samples, self.config, self.seed = list(samples), config, seed
         self.scenes, self.views = Synthesize(config, size, **options).views(self.samples, sample_generator(seed))
         pictures = [*(s.image for s in self.samples), *map(view_picture, self.views.image)]
@@ -123,7 +131,8 @@ class SceneState:
             located = locate(self.views, torch.tensor([[tile - M, x, y]]).float())
         points = counterparts(self.views, located).position
         pasted = locate(self.views, points).row > self.views.instances.first[points[:, 0].long()]
-        return Counterparts(tile, int(located.source[0]), tuple(located.xy[0].tolist()), int(located.region[0]), points, pasted)
+        return Counterparts(tile, int(located.source[0]), tuple(located.xy[0].tolist()), int(located.region[0]), points,
+                            pasted)
 
     def place(self, found: Counterparts) -> list[tuple[float, float]]:
         """Where to mark a pixel: (row, col) in the tiles, of its source first, then of every counterpart."""
@@ -159,9 +168,10 @@ def tile_titles(state: SceneState) -> list[tuple[str, int, int]]:
     titles = [*(f"image {k + 1}" for k in range(M)), *(f"scene {k + 1}, round {1 + k // M}" for k in range(2 * M))]
     return [(title, *state.tiles.corner(k)) for k, title in enumerate(titles)]
 
-
+# %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #marks
 def marks(state: SceneState, found: Counterparts) -> list[tuple[float, float, str]]:
-    """Row, column and colour of each place of a pixel: its source yellow, counterparts in place blue, pasted ones red."""
+    """Row, column and colour of each place of a pixel: its source yellow, counterparts in place blue, pasted ones
+    red."""
     colours = ["#ffd400", *("#ff3b6b" if pasted else "#35d0ff" for pasted in found.pasted)]
     return [(*place, colour) for place, colour in zip(state.place(found), colours, strict=True)]
 
@@ -215,7 +225,7 @@ def telling_pixel(state: SceneState) -> tuple[int, int]:
 def _times(count: int) -> str:
     return "once" if count == 1 else f"{count} times"
 
-
+# %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #found-html-2
 def _found_html(state: SceneState, found: Counterparts | None) -> str:
     "What a click found, in words."
     if found is None:
@@ -235,37 +245,42 @@ def _found_html(state: SceneState, found: Counterparts | None) -> str:
 def _controls(config: CopyPaste, groups: int, seed: int) -> Controls:
     small, pastes = {"layout": {"width": "170px"}}, config.expectation[1]
     tooltip = "average number of pastes of a region in the second round"
-    return Controls(
-        group=widgets.BoundedIntText(0, 0, groups - 1, description="images", tooltip="which group of images", **small),
-        seed=widgets.BoundedIntText(seed, 0, 10**6, description="seed", **small),
-        pastes=slow_slider(pastes, 0, max(6, pastes), 0.25, "pastes e₂", tooltip=tooltip),
-        mixed=widgets.Checkbox(config.depth_mix, description="the nearer pixel wins", indent=False, layout={"width": "200px"}),
-        show=buttons(LAYERS, "show"), strength=slow_slider(0.6, 0, 1, 0.05, "strength"))
+    return Controls(group=widgets.BoundedIntText(0, 0, groups - 1, description="images",
+                                                 tooltip="which group of images", **small),
+                    seed=widgets.BoundedIntText(seed, 0, 10**6, description="seed", **small),
+                    pastes=slow_slider(pastes, 0, max(6, pastes), 0.25, "pastes e₂", tooltip=tooltip),
+                    mixed=widgets.Checkbox(config.depth_mix, description="the nearer pixel wins", indent=False,
+                                           layout={"width": "200px"}), show=buttons(LAYERS, "show"),
+                    strength=slow_slider(0.6, 0, 1, 0.05, "strength"))
 
 # %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #sceneexplorer
 class SceneExplorer(Board):
-    """A group of copy-pasted scenes; a click shows a pixel's counterparts. `state`: what is shown, None until it was drawn.
+    """A group of copy-pasted scenes; a click shows a pixel's counterparts. `state`: what is shown, None until it was
+    drawn.
 
-    images: samples with `regions`, M to a group; None: the embedded street world with coherent regions. config: its `images`
-    is M. size: (h, w) of a view. seed: the first. width: of the picture, in pixels. folder: see `Board`.
+    images: samples with `regions`, M to a group; None: the embedded street world with coherent regions. config: its
+    `images` is M. size: (h, w) of a view. seed: the first. width: of the picture, in pixels. folder: see `Board`.
     Raises: `ValueError` for fewer images than a group needs.
     """
 
     title = "scene explorer"
     dpi = 90
 
-    def __init__(self, images: Sequence[Sample] | None = None, config: CopyPaste | None = None, size: tuple[int, int] = (192, 384),
-                 seed: int = 0, width: int = 800, folder: str | Path | None = None):
+    def __init__(self, images: Sequence[Sample] | None = None, config: CopyPaste | None = None,
+                 size: tuple[int, int] = (192, 384), seed: int = 0, width: int = 800, folder: str | Path | None = None):
         super().__init__(folder)
         self.config, self.size, self.kept, self.table = config or CopyPaste(images=4), size, (None, []), widgets.HTML()
         self.images, M = _street(size) if images is None else images, self.config.images
         if M < 1 or len(self.images) < M:
-            raise ValueError(f"there are {len(self.images)} images for groups of {M}; needed: at least one group of at least one")
+            raise ValueError(f"there are {len(self.images)} images for groups of {M}; needed: at least one group of at "
+                             "least one")
         self.controls = _controls(self.config, len(self.images) // M, seed)
         self.click = ClickImage(None, "no scenes", lambda: _draw(self), width, status=self.status)
-        self.controls.listen(self.status, Latest(lambda: _open(self)), **dict.fromkeys(("show", "strength"), lambda: _draw(self)))
+        self.controls.listen(self.status, Latest(lambda: _open(self)),
+                             **dict.fromkeys(("show", "strength"), lambda: _draw(self)))
         self.status.guard(_open)(self)
-        choices, shown = self.controls.named("group", "seed", "pastes", "mixed"), self.controls.named("show", "strength")
+        choices, shown = self.controls.named("group", "seed", "pastes",
+                                             "mixed"), self.controls.named("show", "strength")
         self.arrange(wrapped(*choices), self.click.widget, wrapped(*shown), self.table)
 
     def figure(self) -> Figure:
@@ -285,7 +300,7 @@ def _street(size: tuple[int, int]) -> Sequence[Sample]:
     proposals = {"kind": "coherent", "count": round(10000 * size[0] * size[1] / (384 * 768))}
     return open_data("street", count=64, size=size, views=1, proposals=proposals)
 
-
+# %% ../../../nbs/09_viz/explorers/04_scenes.ipynb #open
 def _open(explorer: SceneExplorer) -> None:
     "Draw the chosen group anew. Raises: whatever is wrong with its images; the scenes before stay then."
     group, seed, pastes, mixed = explorer.controls.chosen("group", "seed", "pastes", "mixed")
@@ -296,7 +311,7 @@ def _open(explorer: SceneExplorer) -> None:
             explorer.kept = group, [explorer.images[group * M + k] for k in range(M)]
         state = SceneState(explorer.kept[1], config, explorer.size, seed)
     fresh, explorer.state = explorer.state is None, state
-    explorer.click.replace(state.tiles.picture, _LABEL, (8, 8))
+    put_image(explorer.click, state.tiles.picture, _LABEL, (8, 8))
     explorer.click.choose(*(telling_pixel(state) if fresh else explorer.click.point))
     pasted = torch.cat([s.region[1:] + state.views.sources.offset[s.source[1:]] for s in state.scenes])
     explorer.status.say(f"{2 * M} scenes with {len(pasted)} pastes of {len(pasted.unique())} regions")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDGET_VIEW', 'data_uri', 'map_uri', 'outline_path', 'svg_outline', 'table', 'said', 'Status', 'listen', 'quietly',
-           'button', 'wrapped', 'Latest', 'Sliders', 'ClickImage', 'Controls', 'slow_slider', 'buttons', 'Board',
-           'free_path', 'strip_widgets']
+           'button', 'wrapped', 'Latest', 'Sliders', 'ClickImage', 'put_image', 'Controls', 'slow_slider', 'buttons',
+           'Board', 'free_path', 'strip_widgets']
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #imports
 import base64
@@ -61,12 +61,13 @@ def _packed(picture: Image.Image, kind: str, **options: Any) -> str:
 def map_uri(values: Tensor | np.ndarray, cmap: str = "inferno", limits: tuple[float, float] = (0.0, 1.0)) -> str:
     """One number a cell (h, w) in the colours of a matplotlib colour map, as a PNG data URI; nan is transparent."""
     if np.ndim(values) != 2 or not limits[0] < limits[1]:
-        raise ValueError(f"values are {np.shape(values)}, limits {limits}; needed: (h, w), and a lower before a higher limit")
+        raise ValueError(f"values are {np.shape(values)}, limits {limits}; needed: (h, w), and a lower before a higher "
+                         "limit")
     picture = Image.fromarray(_steps(values, limits))        # grey, then the same bytes as indices into a palette
     picture.putpalette(matplotlib.colormaps[cmap](np.linspace(0, 1, 255), bytes=True)[:, :3].tobytes() + bytes(3))
     return _packed(picture, "png", transparency=bytes([255] * 255 + [0]))
 
-
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #steps
 def _steps(values: Tensor | np.ndarray, limits: tuple[float, float]) -> np.ndarray:
     "A byte a cell: 0 to 254 from the lower to the higher limit, 255 for nan."
     values, (low, high) = np.asarray(values, dtype=np.float32), limits
@@ -93,7 +94,8 @@ def outline_path(mask: Tensor | np.ndarray, scale: tuple[float, float] = (1.0, 1
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #svg-outline
 def svg_outline(mask: Tensor | np.ndarray, size: tuple[int, int], colour: str = "white", title: str = "") -> str:
-    """An SVG element that outlines a mask (h, w) over an image of `size` = (H, W), light over dark to show on any ground."""
+    """An SVG element that outlines a mask (h, w) over an image of `size` = (H, W), light over dark to show on any
+    ground."""
     path = outline_path(mask, (size[0] / mask.shape[0], size[1] / mask.shape[1]))
     style = f"fill='none' vector-effect='non-scaling-stroke' d='{path}'"
     return (f"<g><title>{escape(title)}</title><path stroke='black' stroke-opacity='0.6' stroke-width='2.6' {style}/>"
@@ -102,7 +104,8 @@ def svg_outline(mask: Tensor | np.ndarray, size: tuple[int, int], colour: str = 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #table
 def table(rows: Iterable[Sequence[Any]], label: str, heads: Sequence[Any] = (), caption: str = "",
           current: int = -1) -> str:
-    """Rows of words as an HTML table; the first word of a row is its head. A (colour, word) has a square of that colour.
+    """Rows of words as an HTML table; the first word of a row is its head. A (colour, word) has a square of that
+    colour.
 
     label: what a screen reader says. heads: of the columns. current: number of a row to set off.
     """
@@ -111,19 +114,21 @@ def table(rows: Iterable[Sequence[Any]], label: str, heads: Sequence[Any] = (), 
         style = " aria-current='true' style='outline:2px solid #ffb000;font-weight:bold'" if k == current else ""
         lines.append(f"<tr{style}>{_cell(first, 'th', 'row')}{''.join(map(_cell, others))}</tr>")
     title = f"<caption style='text-align:left;font-weight:bold'>{escape(caption)}</caption>" if caption else ""
-    return (f"<div tabindex='0' role='region' aria-label='{label}' style='max-width:1100px;max-height:420px;overflow:auto'>"
+    return (f"<div tabindex='0' role='region' aria-label='{label}' "
+            "style='max-width:1100px;max-height:420px;overflow:auto'>"
             f"<table aria-label='{label}'>{title}{''.join(lines)}</table></div>")
 
-
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #cell
 def _cell(word: Any, kind: str = "td", scope: str = "") -> str:
     colour, word = word if isinstance(word, tuple) else ("", word)
     mark = f"<span aria-hidden='true' style='color:{colour}'>■</span> " if colour else ""
-    style = "text-align:left;vertical-align:top;padding-right:1em;max-width:260px;overflow-wrap:anywhere;line-height:1.3"
+    style = "text-align:left;vertical-align:top;padding-right:1em;max-width:260px;overflow-wrap:anywhere"
     return f"<{kind}{f' scope={scope}' if scope else ''} style='{style}'>{mark}{escape(str(word))}</{kind}>"
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #said
 def said(error: Exception) -> str:
-    """An error in words: the sentence alone where it is one for the user (`ValueError`, `OSError`), else with its type."""
+    """An error in words: the sentence alone where it is one for the user (`ValueError`, `OSError`), else with its
+    type."""
     one = isinstance(error, ValueError | OSError) and str(error)
     return one or f"{type(error).__name__}: {error}"
 
@@ -175,7 +180,7 @@ def listen(status: Status, control: widgets.Widget, call: Callable[[], Any]) -> 
     guarded = status.guard(call)
     control.observe(lambda _: None if threading.get_ident() in status.hushed else guarded(), "value")
 
-
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #quietly
 @contextmanager
 def quietly(status: Status) -> Iterator[None]:
     """What this thread sets inside is no choice of the user's: those who `listen` are not called."""
@@ -192,14 +197,15 @@ def button(status: Status, text: str, call: Callable[[], Any], tooltip: str, ico
     made.on_click(status.guard(lambda _: call()))
     return made
 
-
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #wrapped
 def wrapped(*children: widgets.Widget, align: str = "center") -> widgets.Box:
     """Widgets side by side, in as many lines as it takes."""
     return widgets.Box(children, layout={"flex_flow": "row wrap", "align_items": align})
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #latest
 class Latest:
-    """`work`, one call at a time: of the calls that come while it runs only the newest is carried out, by whoever runs it then.
+    """`work`, one call at a time: of the calls that come while it runs only the newest is carried out, by whoever runs
+    it then.
 
     An error of a call that was overtaken is dropped; that of the last is raised.
     """
@@ -235,7 +241,7 @@ _STYLE = """<style>
 .dense-click {width: max-content}  .dense-over, .dense-over * {pointer-events: none}
 .dense-face {cursor: crosshair; outline-offset: 2px}  .dense-face:focus-visible {outline: 3px solid #35a0ff}
 .dense-face img {display: block; max-width: none; margin: 0}  .dense-stack {position: relative}
-.dense-stack > img, .dense-stack > svg {position: absolute; left: 0; top: 0; width: 100%; height: 100%; max-width: none; margin: 0}
+.dense-stack > :is(img, svg) {position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; margin: 0}
 .dense-board :is(button, input, select, .noUi-handle):focus-visible {outline: 2px solid #1976d2; outline-offset: 1px}
 .dense-read {font-size: 11px; line-height: 15px; height: 15px; color: var(--jp-ui-font-color1, #333)}
 </style>"""
@@ -270,14 +276,17 @@ _HOVER = """
     const v = atob(m.dataset.cells).charCodeAt(i * w + j), value = (low + v / 254 * (high - low)).toFixed(2);
     o.textContent = v == 255 ? 'no value here' : name + ' ' + value + ' at cell ' + i + ', ' + j;"""
 _LEAVE = "this.closest('.dense-click').querySelector('.dense-read').textContent = ''"
-# ipywidgets gives sliders and groups of buttons a label that only eyes can find. They may be drawn later than the picture.
+# ipywidgets gives sliders and groups of buttons a label that only eyes can find. They may be drawn later than the
+# picture.
 _NAMES = """
     const name = () => {
-        for (const w of (this.closest('.dense-board') || this).querySelectorAll('.widget-slider, .widget-toggle-buttons')) {
+        const board = this.closest('.dense-board') || this;
+        for (const w of board.querySelectorAll('.widget-slider, .widget-toggle-buttons')) {
             const text = w.querySelector('label')?.textContent;
             if (w.matches('.widget-toggle-buttons')) w.role = 'group', w.ariaLabel = text;
             for (const e of w.querySelectorAll('.noUi-handle')) e.ariaLabel = text;
-            for (const e of w.querySelectorAll('.widget-readout')) e.role = 'textbox', e.ariaLabel = text + ', as a number';
+            for (const e of w.querySelectorAll('.widget-readout'))
+                e.role = 'textbox', e.ariaLabel = text + ', as a number';
         } };
     for (const t of [0, 300, 1500, 5000]) setTimeout(name, t);"""
 
@@ -304,10 +313,12 @@ def _layer(click: "ClickImage", uri: str | None = None, strength: float = 1.0, s
             "stroke='black' stroke-width='1.2' vector-effect='non-scaling-stroke'/>") if mark else ""
     point, about = json.dumps([row, col, high, wide, *click.step]), _readable(**about)
     return (f"<div class='dense-stack' data-point='{point}'{about} style='{size}'>{picture}"
-            f"<svg viewBox='0 0 {wide} {high}' preserveAspectRatio='none' aria-hidden='true'>{drawing}{spot}</svg></div>")
+            f"<svg viewBox='0 0 {wide} {high}' preserveAspectRatio='none' "
+            f"aria-hidden='true'>{drawing}{spot}</svg></div>")
 
-
-def _readable(values: Tensor | np.ndarray | None = None, limits: tuple[float, float] = (0.0, 1.0), name: str = "value") -> str:
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #readable
+def _readable(values: Tensor | np.ndarray | None = None, limits: tuple[float, float] = (0.0, 1.0),
+              name: str = "value") -> str:
     "Values (h, w) as attributes of the layer, from which the page reads the one under the pointer."
     if values is None:
         return ""
@@ -332,36 +343,30 @@ class Sliders:
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #clickimage
 class ClickImage:
-    """A picture that can be clicked, a layer over it, and sliders. `widget`: to show; `point`: the chosen pixel (row, col).
+    """A picture that can be clicked, a layer over it, and sliders. `widget`: to show; `point`: the chosen (row, col).
 
-    image: as `data_uri` takes it; None: grey. label: what a screen reader says. on_pick: called when a pixel was chosen;
-    it should end in `show`. Without it the mark moves. width: on the page, in pixels. step: pixels (down, right) an arrow
-    key moves by. sliders: for row and column, below. status: shows errors.
+    image: as `data_uri` takes it; None: grey. label: what a screen reader says. on_pick: called when a pixel was
+    chosen; it should end in `show`. Without it the mark moves. width: on the page, in pixels. step: pixels (down,
+    right) an arrow key moves by. sliders: for row and column, below. status: shows errors.
     """
 
     def __init__(self, image: Tensor | np.ndarray | None, label: str, on_pick: Callable[[], Any] | None = None,
-                 width: int = 320, step: tuple[int, int] = (1, 1), sliders: bool = True, status: Status | None = None) -> None:
+                 width: int = 320, step: tuple[int, int] = (1, 1), sliders: bool = True,
+                 status: Status | None = None) -> None:
         self.width, self.on_pick, self.status, self.step, self.layer = width, on_pick, status or Status(), step, {}
         self.size, self.point = (1, 1), (0, 0)
         self.sliders = Sliders(self.status, self.choose, max(width, 240)) if sliders else None
         stack = _stack(self)
         self.widget = widgets.VBox([stack, *(self.sliders.both if sliders else ())])
-        self.replace(np.full((24, 48), 200, np.uint8) if image is None else image, label, step)
+        put_image(self, np.full((24, 48), 200, np.uint8) if image is None else image, label, step)
         self.choose(self.size[0] // 2, self.size[1] // 2, tell=False)
 
-    def replace(self, image: Tensor | np.ndarray, label: str, step: tuple[int, int] | None = None) -> None:
-        """Show another image at the same width, with the chosen pixel at the same relative place, and nothing over it."""
-        before, self.step = self.size, step or self.step
-        self.size = tuple(image.shape[1:] if isinstance(image, Tensor) and image.ndim == 3 else image.shape[:2])
-        self.height = max(1, round(self.width * self.size[0] / self.size[1]))
-        self.base.value, self.layer = _face(image, label, self.width, self.height), {}
-        self.choose(*(p * new // old for p, new, old in zip(self.point, self.size, before, strict=True)), tell=False)
-
     def show(self, uri: str | None = None, strength: float = 1.0, **layer: Any) -> None:
-        """Put a layer over the image: a picture of any size, an SVG drawing in pixels of the image, the chosen pixel's mark.
+        """Put a layer over the image: a picture of any size, an SVG drawing in pixels of the image, the pixel's mark.
 
-        strength: 0 (the image alone) to 1 (the layer alone). layer: smooth = blended between cells, else squares; drawing;
-        mark = False for none; values (h, w), to be read under the pointer as `name`, in 254 steps between `limits`.
+        strength: 0 (the image alone) to 1 (the layer alone). layer: smooth = blended between cells, else squares;
+        drawing; mark = False for none; values (h, w), to be read under the pointer as `name`, in 254 steps between
+        `limits`.
         """
         self.layer = {"uri": uri, "strength": strength, **layer}
         self.over.value = _layer(self, **self.layer)
@@ -377,6 +382,15 @@ class ClickImage:
             self.show(**self.layer)
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #stack
+def put_image(click: ClickImage, image: Tensor | np.ndarray, label: str, step: tuple[int, int] | None = None) -> None:
+    """Show another image at the same width, the chosen pixel at the same relative place, and nothing over it."""
+    before, click.step = click.size, step or click.step
+    click.size = tuple(image.shape[1:] if isinstance(image, Tensor) and image.ndim == 3 else image.shape[:2])
+    click.height = max(1, round(click.width * click.size[0] / click.size[1]))
+    click.base.value, click.layer = _face(image, label, click.width, click.height), {}
+    click.choose(*(p * new // old for p, new, old in zip(click.point, click.size, before, strict=True)), tell=False)
+
+
 def _stack(click: ClickImage) -> widgets.GridBox:
     "The image, what lies over it, and the field into which the page writes where it was clicked."
     def sent() -> None:
@@ -421,7 +435,7 @@ def slow_slider(value: float, low: float, high: float, step: float, name: str, w
     return kind(value, min=low, max=high, step=step, description=name, continuous_update=False,
                 layout={"width": f"{width}px"}, **style)
 
-
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #buttons
 def buttons(options: Sequence[str], name: str, width: int = 90) -> widgets.ToggleButtons:
     """Buttons of which one is pressed."""
     return widgets.ToggleButtons(options=options, description=name, style={"button_width": f"{width}px"})
@@ -430,8 +444,8 @@ def buttons(options: Sequence[str], name: str, width: int = 90) -> widgets.Toggl
 class Board:
     """Base of the explorers. A subclass fills `arrange` with its widgets and says what `figure` draws, and its `facts`.
 
-    `status`: shows errors. `box`: the widget. `state`: what is shown, None until there is something. folder: where figures
-    are saved; None: `runs/explored`.
+    `status`: shows errors. `box`: the widget. `state`: what is shown, None until there is something. folder: where
+    figures are saved; None: `runs/explored`.
     """
 
     title = "explorer"
@@ -478,7 +492,7 @@ def _still(board: Board) -> dict[str, str]:
             board.status.fail(error)
         return {}
 
-
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #free-path
 def free_path(folder: Path, name: str) -> Path:
     """The path of a PNG of this name in a folder, numbered when it is taken."""
     stem = Path(name.strip() or "figure").name.removesuffix(".png")
@@ -490,7 +504,8 @@ WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
 
 
 def strip_widgets(notebook: dict[str, Any]) -> bool:
-    """Remove stored widget state and references to widgets from a notebook (as JSON has it), in place; whether there were any.
+    """Remove stored widget state and references to widgets from a notebook (as JSON has it), in place; whether there
+    were any.
 
     An output keeps its other forms, such as a static figure; one that has only words beside the widget goes.
     """
