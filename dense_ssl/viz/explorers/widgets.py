@@ -122,7 +122,7 @@ def table(rows: Iterable[Sequence[Any]], label: str, heads: Sequence[Any] = (), 
 def _cell(word: Any, kind: str = "td", scope: str = "") -> str:
     colour, word = word if isinstance(word, tuple) else ("", word)
     mark = f"<span aria-hidden='true' style='color:{colour}'>■</span> " if colour else ""
-    style = "text-align:left;vertical-align:top;padding-right:1em;max-width:260px;overflow-wrap:anywhere"
+    style = "text-align:left;vertical-align:top;padding-right:1em;max-width:420px;overflow-wrap:anywhere"
     return f"<{kind}{f' scope={scope}' if scope else ''} style='{style}'>{mark}{escape(str(word))}</{kind}>"
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #said
