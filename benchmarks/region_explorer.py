@@ -17,7 +17,7 @@ import torch
 
 from dense_ssl.core import environment, write_json
 from dense_ssl.evaluation.metrics import hardware
-from dense_ssl.viz.region_explorer import LAYERS, RegionExplorer
+from dense_ssl.viz.explorers.regions import LAYERS, RegionExplorer
 
 VALUES = {"w_occlusion": np.linspace(0, 200, 9), "w_support": np.linspace(0, 1000, 9), "bias": np.arange(-10, 4, 2.0), "threshold": np.linspace(0.01, 0.97, 9),
           "count": (2500, 5000, 10000)}

@@ -16,10 +16,12 @@ from pathlib import Path
 from dense_ssl.processes import die_with_parent
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).parents[1]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-         "--disable-sync"]
-SETTINGS = {"apputils-extension/notification": {"checkForUpdates": False, "doNotDisturbMode": True, "fetchNews": "false"},
-            "notebook-extension/tracker": {"windowingMode": "none"}}          # every cell is in the page, not only those in sight
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync"]
+QUIET = {"checkForUpdates": False, "doNotDisturbMode": True, "fetchNews": "false"}
+SETTINGS = {"apputils-extension/notification": QUIET,
+            # every cell is in the page, not only those in sight
+            "notebook-extension/tracker": {"windowingMode": "none"}}
 
 
 def missing() -> str:
@@ -51,12 +53,14 @@ def jupyter(folder: Path, runs: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
                "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
-    env = {**os.environ, **{name: str(home / part) for name, part in folders.items()}, "DENSE_SSL_ROOT": str(ROOT), "DENSE_SSL_RUNS": str(runs),
-           "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [BIN / "jupyter-lab", "--no-browser", "--allow-root", "--ServerApp.token=", f"--ServerApp.root_dir={folder}", "--ip=127.0.0.1",
-               f"--port={port}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True"]
+    env = {**os.environ, **{name: str(home / part) for name, part in folders.items()}, "DENSE_SSL_ROOT": str(ROOT),
+           "DENSE_SSL_RUNS": str(runs), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    command = [BIN / "jupyter-lab", "--no-browser", "--allow-root", "--ServerApp.token=",
+               f"--ServerApp.root_dir={folder}", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+               "--LabApp.expose_app_in_browser=True"]
     with open(home / "log", "w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True, preexec_fn=die_with_parent)
+        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True,
+                                  preexec_fn=die_with_parent)
     try:
         until, address = time.monotonic() + 180, f"http://127.0.0.1:{port}"
         while True:
@@ -77,7 +81,8 @@ def jupyter(folder: Path, runs: Path) -> Iterator[str]:
 
 
 class Lab:
-    """One browser page on one JupyterLab. `page`: Playwright's; `shots`: where screenshots go; `errors`: what the page's scripts raised."""
+    """One browser page on one JupyterLab. `page`: Playwright's; `shots`: where screenshots go; `errors`: what the
+    page's scripts raised."""
 
     def __init__(self, page, address: str, folder: Path, shots: Path) -> None:
         self.page, self.address, self.folder, self.shots, self.errors = page, address, folder, shots, []
@@ -89,7 +94,8 @@ class Lab:
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=1000 * seconds)
         self.page.wait_for_function("""() => {
             const kernel = window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel;
-            return kernel && kernel.connectionStatus == 'connected' && kernel.status == 'idle' && kernel.hasPendingInput === false }""",
+            const idle = kernel && kernel.connectionStatus == 'connected' && kernel.status == 'idle';
+            return idle && kernel.hasPendingInput === false }""",
                                     timeout=1000 * seconds)
         if run:
             self.run(seconds)
@@ -103,7 +109,8 @@ class Lab:
         self.page.wait_for_function("""() => {
             const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent);
             const kernel = document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status;
-            return kernel == 'idle' && !prompts.some(p => p.includes('*')) && prompts.some(p => /[0-9]/.test(p)) }""", timeout=1000 * seconds)
+            const waiting = kernel != 'idle' || prompts.some(p => p.includes('*'));
+            return !waiting && prompts.some(p => /[0-9]/.test(p)) }""", timeout=1000 * seconds)
 
     def command(self, name: str) -> None:
         "One of JupyterLab's commands, such as docmanager:save."
@@ -138,7 +145,8 @@ class Lab:
 
 
 class Shown:
-    """An explorer on the page: its clickable pictures, the layers over them, its status line and controls. `cell`: its cell, a Playwright locator."""
+    """An explorer on the page: its clickable pictures, the layers over them, its status line and controls. `cell`: its
+    cell, a Playwright locator."""
 
     def __init__(self, lab: Lab, cell) -> None:
         self.lab, self.page, self.cell = lab, lab.page, cell
@@ -188,7 +196,8 @@ class Shown:
 
     def handle(self, name: str):
         "The handle of the slider described as `name`, to be moved with arrow keys."
-        return self.cell.locator(".widget-slider").filter(has=self.page.locator(f"label:text-is('{name}')")).locator(".noUi-handle").first
+        return self.cell.locator(".widget-slider").filter(has=self.page.locator(f"label:text-is('{name}')")).locator(
+            ".noUi-handle").first
 
     def button(self, name: str):
         "The button with this text."

@@ -1,6 +1,7 @@
 """The explorers in JupyterLab in a browser: each opens, a click changes the picture, and what goes wrong is said.
 
-Screenshots go to the folder that DENSE_SSL_SCREENSHOTS names, else to a temporary one. Without a browser all but the last tests are skipped.
+Screenshots go to the folder that DENSE_SSL_SCREENSHOTS names, else to a temporary one. Without a browser all but the
+last tests are skipped.
 """
 
 import json
@@ -14,12 +15,13 @@ import pytest
 from lab import ROOT, Lab, Shown, browser, missing
 from PIL import Image
 
-from dense_ssl.viz.widgets import WIDGET_VIEW, strip_widgets
+from dense_ssl.viz.explorers.widgets import WIDGET_VIEW, strip_widgets
 
 needs_browser = pytest.mark.skipif(bool(missing()), reason=missing())
 EXPLORE = "10_experiments/14_explore.ipynb"
 
-# Every explorer in a cell of its own, small enough to open at once: name -> (the cell, how many pictures can be clicked).
+# Every explorer in a cell of its own, small enough to open at once: name -> (the cell, how many pictures can be
+# clicked).
 # One more explorer: one more line here.
 SETUP = """
 import json, time
@@ -28,15 +30,20 @@ import torch
 from dense_ssl.core import runs_root
 from dense_ssl.data.catalog import open_data
 from dense_ssl.evaluation.coherence import RawColours
-from dense_ssl.viz.explorer import Explorer, load_sample
-from dense_ssl.viz.label_explorer import LabelExplorer, embedded_labels
-from dense_ssl.viz.pca_explorer import ClusterExplorer, PCAExplorer
-from dense_ssl.viz.run_explorer import RunExplorer
-from dense_ssl.viz.scene_explorer import SceneExplorer
+from dense_ssl.viz.explorer import Explorer
+from dense_ssl.viz.explorers.labels import LabelExplorer, embedded_labels
+from dense_ssl.viz.explorers.panels import load_sample
+from dense_ssl.viz.explorers.pca import ClusterExplorer, PCAExplorer
+from dense_ssl.viz.explorers.runs import RunExplorer
+from dense_ssl.viz.explorers.scenes import SceneExplorer
 from dense_ssl.geometry.regions import RegionConfig
-from dense_ssl.viz.region_explorer import RegionExplorer
+from dense_ssl.viz.explorers.regions import RegionExplorer
 
 torch.set_num_threads(1)
+def street(height, count, **options):
+    data = open_data("street", size=(height, 2 * height), count=count, views=1, **options)
+    return data if options else [data[i] for i in range(count)]
+
 pair = [open_data("room", "test", size=(96, 128), count=8)[i] for i in (0, 5)]
 colours = {"colours": RawColours(8), "coarse": RawColours(16)}
 """
@@ -44,14 +51,16 @@ RUNS = """
 for name, rate in (("slow-0", 0.99), ("fast-1", 0.9)):
     folder = runs_root() / "pretrain" / name
     folder.mkdir(parents=True)
-    (folder / "params.json").write_text(json.dumps({"method": "pixdepth", "steps": 100, "lr": 1 - rate, "data": {"name": "room"}}))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps({"step": i, "loss": rate ** i}) + chr(10) for i in range(50)))
+    params = {"method": "pixdepth", "steps": 100, "lr": 1 - rate, "data": {"name": "room"}}
+    lines = [json.dumps({"step": i, "loss": rate ** i}) + chr(10) for i in range(50)]
+    (folder / "params.json").write_text(json.dumps(params))
+    (folder / "metrics.jsonl").write_text("".join(lines))
 """
 BOARDS = {
     "similarity": ("Explorer(pair, colours, size=None, offered={}, width=240)", 4),
     "pca": ("PCAExplorer(pair, colours, size=None, offered={}, width=240)", 4),
     "clusters": ("ClusterExplorer(pair, colours, size=None, offered={}, width=240)", 4),
-    "region": ("RegionExplorer([open_data('street', 'test', size=(96, 192), count=1)[0]], config=RegionConfig(count=300))", 1),
+    "region": ("RegionExplorer(street(96, 1), config=RegionConfig(count=300))", 1),
     "scene": ("SceneExplorer(size=(96, 192))", 1),
     "label": ("LabelExplorer()", 1),
     "run": (RUNS + "RunExplorer()", 1),
@@ -90,11 +99,12 @@ TROUBLED = {
     "slow": "Slow(pair[0], RawColours(8), size=None, offered={}, width=240)",
     "bad pca": "PCAExplorer(pair[0], dict(bad), size=None, offered={}, width=240)",
     "bad clusters": "ClusterExplorer(pair[0], dict(bad), size=None, offered={}, width=240)",
-    "bad region": "RegionExplorer(Torn(open_data('street', 'test', size=(48, 96), count=3), 1), config=RegionConfig(count=150), width=300)",
-    "bad scene": "SceneExplorer(Torn(open_data('street', count=8, size=(48, 96), views=1, proposals=proposals), 5), size=(48, 96), width=400)",
+    "bad region": "RegionExplorer(Torn(street(48, 3), 1), config=RegionConfig(count=150), width=300)",
+    "bad scene": "SceneExplorer(Torn(street(48, 8, proposals=proposals), 5), size=(48, 96), width=400)",
     "bad label": "LabelExplorer(Torn(embedded_labels(4), 2), classes=open_data('room').classes, width=400)",
     "no label": "LabelExplorer(pair, centres=GONE, width=400)",
 }
+
 
 
 def notebook(*cells: str) -> str:
@@ -135,10 +145,12 @@ def boards(lab):
 
 @needs_browser
 def test_newcomer(lab: Lab):
-    "The notebook for newcomers opens and runs; a click is answered in every panel; keys, sliders and the pointer work; a figure is saved."
+    """The notebook for newcomers opens and runs; a click is answered in every panel; keys, sliders and the pointer
+    work; a figure is saved."""
     lab.open(EXPLORE)
     cells = nbformat.read(ROOT / "nbs" / EXPLORE, 4).cells
-    explorer, pca, clusters = (lab.board(next(i for i, c in enumerate(cells) if c["id"] == name)) for name in ("explorer", "pca", "clusters-shown"))
+    explorer, pca, clusters = (lab.board(next(i for i, c in enumerate(cells) if c["id"] == name))
+                               for name in ("explorer", "pca", "clusters-shown"))
     assert [board.faces.count() for board in (explorer, pca, clusters)] == [4, 4, 4]
     before = [explorer.layer(k) for k in range(4)]
     explorer.changes(lambda: explorer.click(1, 0.2, 0.9))
@@ -154,7 +166,8 @@ def test_newcomer(lab: Lab):
     explorer.changes(lambda: lab.page.keyboard.press("ArrowRight"), 1)
     explorer.changes(lambda: lab.page.keyboard.press("ArrowUp"), 1)
     explorer.until(lambda: explorer.point(1) == [row - 12, col + 16], "arrow keys move by a cell of 32")
-    assert lab.page.evaluate("document.activeElement.className") == "dense-face"        # the focus stays, so that one can go on
+    # the focus stays, so that one can go on
+    assert lab.page.evaluate("document.activeElement.className") == "dense-face"
     explorer.changes(lambda: explorer.handle("row").press("ArrowRight"), 1)
     explorer.until(lambda: explorer.point(1)[0] == row - 11, "the slider moves by a pixel")
     explorer.changes(lambda: explorer.field("show").select_option("weight at 0.1"), 2)
@@ -198,7 +211,8 @@ def test_click(lab: Lab, boards: dict[str, Shown], name: str):
 
 @needs_browser
 def test_region_controls(lab: Lab, boards: dict[str, Shown]):
-    "A weight, the round and what is shown are changed by keys; each time another picture comes, the region's facts with it."
+    """A weight, the round and what is shown are changed by keys; each time another picture comes, the region's facts
+    with it."""
     board = boards["region"]
     board.faces.nth(0).scroll_into_view_if_needed()
     board.click(0, 0.6, 0.8)
@@ -212,7 +226,8 @@ def test_region_controls(lab: Lab, boards: dict[str, Shown]):
     board.changes(lambda: board.handle("round").press("End"))
     board.changes(lambda: board.button("first values").click())
     board.faces.nth(0).hover(position={"x": 200, "y": 250})
-    board.until(lambda: board.cell.locator(".dense-read").first.inner_text().startswith("depth "), "no depth under the pointer")
+    board.until(lambda: board.cell.locator(".dense-read").first.inner_text().startswith("depth "),
+                "no depth under the pointer")
     board.shot("region-controls")
     assert not lab.errors
 
@@ -222,15 +237,18 @@ def test_scene_counterparts(lab: Lab, boards: dict[str, Shown]):
     "As many places are marked as the table says, and another seed brings other scenes."
     board = boards["scene"]
     board.faces.nth(0).scroll_into_view_if_needed()
-    table, often = board.cell.locator("table[aria-label='the chosen pixel']"), lambda count: "once" if count == 1 else f"{count} times"
+    table = board.cell.locator("table[aria-label='the chosen pixel']")
+    often = ("no times", "once", *(f"{count} times" for count in range(2, 100)))
     for x, y in ((0.4, 0.25), (0.1, 0.6)):
         board.changes(lambda x=x, y=y: board.click(0, x, y))
-        board.until(lambda: f"{often(board.cell.locator('.dense-counterpart').count() - 1)} in " in table.inner_text(), "marks and table disagree")
+        board.until(lambda: f"{often[board.cell.locator('.dense-counterpart').count() - 1]} in " in table.inner_text(),
+                    "marks and table disagree")
     board.changes(lambda: board.button("cut from").click())
     picture = board.faces.nth(0).locator("img").get_attribute("src")
     board.field("seed").fill("7")
     board.field("seed").press("Enter")
-    board.until(lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture, "another seed, the same scenes")
+    board.until(lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture,
+                "another seed, the same scenes")
     board.until(lambda: "scene 8" in board.layer() and "<img" in board.layer(), "no layer over the new scenes")
     board.shot("scene-cut-from")
     assert not lab.errors
@@ -238,7 +256,8 @@ def test_scene_counterparts(lab: Lab, boards: dict[str, Shown]):
 
 @needs_browser
 def test_label_list(lab: Lab, boards: dict[str, Shown]):
-    "A label chosen in the list is lit, and set off in the table with its best class; all labels and the truth can be laid over."
+    """A label chosen in the list is lit, and set off in the table with its best class; all labels and the truth can be
+    laid over."""
     board = boards["label"]
     board.faces.nth(0).scroll_into_view_if_needed()
     board.changes(lambda: board.field("label").select_option(index=3))
@@ -254,7 +273,8 @@ def test_label_list(lab: Lab, boards: dict[str, Shown]):
 
 @needs_browser
 def test_run_alive(lab: Lab, boards: dict[str, Shown]):
-    "Lines that another process writes are shown without a touch; a broken and an unfinished one are said, and it goes on."
+    """Lines that another process writes are shown without a touch; a broken and an unfinished one are said, and it goes
+    on."""
     board, folder = boards["run"], lab.folder.parent / "runs" / "pretrain"
     board.faces.nth(0).scroll_into_view_if_needed()
     table = board.cell.locator("[aria-label='the chosen runs'] table")
@@ -262,13 +282,15 @@ def test_run_alive(lab: Lab, boards: dict[str, Shown]):
     board.changes(lambda: board.click(0, 0.5, 0.5))
     assert board.cell.locator(".dense-step").count() == 1
     with open(folder / "fast-1" / "metrics.jsonl", "a") as file:
-        file.write("nonsense\n" + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(50, 80)) + '{"step": 80, "lo')
+        file.write("nonsense\n" + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(50, 80))
+                   + '{"step": 80, "lo')
     before = board.layer()
     board.until(lambda: board.layer() != before and "80 of 100" in table.inner_text(), "what was written is not shown")
     board.says("line 51 is left out")
     (folder / "late").mkdir()
     (folder / "late" / "params.json").write_text(json.dumps({"method": "cpcdr", "steps": 5}))
-    board.until(lambda: "late" in table.inner_text() and "running" in table.inner_text() and "method" in table.inner_text(), "a new run is not shown")
+    board.until(lambda: "late" in table.inner_text() and "running" in table.inner_text()
+                and "method" in table.inner_text(), "a new run is not shown")
     (folder / "late" / "done.json").write_text("{}")
     board.until(lambda: "done" in table.inner_text(), "a finished run is not said to be")
     board.changes(lambda: board.handle("smooth").press("PageUp"))
@@ -278,12 +300,14 @@ def test_run_alive(lab: Lab, boards: dict[str, Shown]):
 
 @needs_browser
 def test_trouble(lab: Lab, boards: dict[str, Shown]):
-    "An encoder without a feature map, a missing checkpoint, a corrupt image, no number; and clicks that come while an answer is computed."
+    """An encoder without a feature map, a missing checkpoint, a corrupt image, no number; and clicks that come while an
+    answer is computed."""
     board, slow = boards["trouble"], boards["slow"]
     board.says("flat: encoder gives (1, 3)"), board.says("gone")
     assert board.cell.locator("[role=alert]").count() == 1
     board.changes(lambda: board.click(0, 0.2, 0.2))                                     # the encoder that can, answers
-    for text, words in ((f"{lab.folder.parent}/corrupt.png", "corrupt.png: is not a whole image"), ("room:many", "whole number")):
+    for text, words in ((f"{lab.folder.parent}/corrupt.png", "corrupt.png: is not a whole image"),
+                        ("room:many", "whole number")):
         board.field("another").fill(text)
         board.button("add below").click()
         board.says(words)
@@ -310,20 +334,22 @@ def test_trouble(lab: Lab, boards: dict[str, Shown]):
     slow.until(lambda: slow.point() == [49, 115], "the last click has no answer")
     slow.says("(49, 115)")
     answers = int(slow.status().rsplit(" ", 1)[1])
-    assert 2 <= answers <= 8, answers                                                   # the ones between were passed over
+    assert 2 <= answers <= 8, answers  # the ones between were passed over
     assert not lab.errors
 
 
 @needs_browser
 @pytest.mark.parametrize("name", ["bad pca", "bad clusters"])
 def test_bad_encoders(lab: Lab, boards: dict[str, Shown], name: str):
-    "Principal components and clusters: an encoder without a feature map and a missing checkpoint are said in their panels; the third answers."
+    """Principal components and clusters: an encoder without a feature map and a missing checkpoint are said in their
+    panels; the third answers."""
     board = boards[name]
     board.says("flat: encoder gives (1, 3)"), board.says("gone/encoder.json does not exist")
     board.faces.nth(0).scroll_into_view_if_needed()
     board.changes(lambda: board.click(0, 0.2, 0.2))
     board.changes(lambda: board.handle("first" if name == "bad pca" else "clusters").press("ArrowRight"))
-    assert board.faces.count() == 3 and board.layers.nth(0).locator("img").count() == 1 and board.layers.nth(1).locator("img").count() == 0
+    assert board.faces.count() == 3 and board.layers.nth(0).locator("img").count() == 1
+    assert board.layers.nth(1).locator("img").count() == 0
     board.shot(name.replace(" ", "-"))
     board.field("another").fill(str(lab.folder.parent / "corrupt.png"))
     board.button("add below").click()
@@ -332,7 +358,8 @@ def test_bad_encoders(lab: Lab, boards: dict[str, Shown], name: str):
 
 
 @needs_browser
-@pytest.mark.parametrize("name, control, value, good", [("bad region", "image", "1", "2"), ("bad scene", "images", "1", "0")])
+@pytest.mark.parametrize("name, control, value, good", [("bad region", "image", "1", "2"),
+                                                        ("bad scene", "images", "1", "0")])
 def test_bad_images(lab: Lab, boards: dict[str, Shown], name: str, control: str, value: str, good: str):
     "A corrupt image is named; what was shown before can still be clicked, and another image comes."
     board = boards[name]
@@ -352,7 +379,8 @@ def test_bad_images(lab: Lab, boards: dict[str, Shown], name: str, control: str,
 
 @needs_browser
 def test_bad_labels(lab: Lab, boards: dict[str, Shown]):
-    "A corrupt image is left out, and said to be; without the centres' file there is nothing but the sentence that names it."
+    """A corrupt image is left out, and said to be; without the centres' file there is nothing but the sentence that
+    names it."""
     board, none = boards["bad label"], boards["no label"]
     board.says("1 of 4 images are left out"), none.says("gone")
     board.shot("bad-label"), none.shot("no-label")
@@ -365,7 +393,8 @@ def test_bad_labels(lab: Lab, boards: dict[str, Shown]):
 
 @needs_browser
 def test_sources(lab: Lab, boards: dict[str, Shown]):
-    "An upload, a corrupt one, a seed of another world: as one more row; a figure with its JSON; the foreground; fewer encoders."
+    """An upload, a corrupt one, a seed of another world: as one more row; a figure with its JSON; the foreground; fewer
+    encoders."""
     board = boards["similarity"]
     board.faces.nth(0).scroll_into_view_if_needed()
     board.upload("corrupt.png", b"nothing")
@@ -396,24 +425,30 @@ def test_sources(lab: Lab, boards: dict[str, Shown]):
     board = boards["pca"]
     black = board.changes(lambda: board.handle("foreground").press("End"))
     board.changes(lambda: board.field("show").select_option("one"))
-    assert board.layer() != black and "component 1:" in board.cell.locator(".jp-Cell-outputArea").inner_text() and not lab.errors
+    assert board.layer() != black and "component 1:" in board.cell.locator(".jp-Cell-outputArea").inner_text()
+    assert not lab.errors
 
 
 @needs_browser
 def test_accessible(lab: Lab, boards: dict[str, Shown]):
-    "Whatever takes the focus has a name, also for a screen reader; the keyboard reaches it, and it shows that it has the focus."
+    """Whatever takes the focus has a name, also for a screen reader; the keyboard reaches it, and it shows that it has
+    the focus."""
     for name in BOARDS:
         cell = boards[name].cell
         nameless = cell.locator(".dense-board").first.evaluate("""board => [...board.querySelectorAll(
             'button, select, input:not([type=file]), [role=slider], [contenteditable=true], [tabindex="0"]')].filter(
-            e => e.offsetParent && !(e.ariaLabel || e.textContent.trim() && !e.matches('.widget-readout, select') || e.labels?.[0]?.textContent.trim()
+            e => e.offsetParent && !(e.ariaLabel || e.textContent.trim() && !e.matches('.widget-readout, select')
+                                     || e.labels?.[0]?.textContent.trim()
                                      || e.closest('label')?.textContent.trim())).map(e => e.outerHTML)""")
         assert not nameless, (name, nameless)
         slider = cell.get_by_role("slider").first
         slider.focus()
-        lab.page.keyboard.press("Shift+Tab"), lab.page.keyboard.press("Tab")                # by the keyboard, so that the ring is wanted
-        focused = "const e = document.activeElement; const s = getComputedStyle(e); return [e.closest('.dense-board') != null, s.outlineStyle]"
-        assert lab.page.evaluate(f"() => {{ {focused} }}") == [True, "solid"], name
+        # by the keyboard, so that the ring is wanted
+        lab.page.keyboard.press("Shift+Tab"), lab.page.keyboard.press("Tab")
+        focused = lab.page.evaluate("""() => {
+            const e = document.activeElement;
+            return [e.closest('.dense-board') != null, getComputedStyle(e).outlineStyle] }""")
+        assert focused == [True, "solid"], name
 
 
 @needs_browser
@@ -439,6 +474,7 @@ def committed() -> list[Path]:
 def test_no_widget_state(path: Path):
     "No stored widget state and no reference to a live widget; a notebook with explorers stays small."
     content = json.loads(path.read_text())
-    assert not strip_widgets(content), f"{path.relative_to(ROOT)} holds widget state; dense_ssl.viz.widgets.strip_widgets removes it"
-    if "viz.widgets" in path.read_text() or "xplorer" in path.name or path.name.endswith("explore.ipynb"):
+    said = f"{path.relative_to(ROOT)} holds widget state; dense_ssl.viz.explorers.widgets.strip_widgets removes it"
+    assert not strip_widgets(content), said
+    if "viz.explorer" in path.read_text():
         assert path.stat().st_size < 300_000

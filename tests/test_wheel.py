@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
 NOT_NEEDED = {"jupyterlab", "notebook", "jupyter-server", "ipykernel", "ipywidgets", "ipython", "nbdev", "nbclient", "nbconvert", "papermill",
               "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
-EXPLORERS = {"widgets", "explorer", "region_explorer", "scene_explorer", "label_explorer", "run_explorer", "pca_explorer"}  # of dense_ssl.viz
+EXPLORERS = {"explorer", *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs"))}  # of dense_ssl.viz
 
 LIGHT = """
 import importlib, pkgutil, sys

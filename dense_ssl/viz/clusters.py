@@ -11,23 +11,29 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import nn
+from torch import Tensor, nn
 
 from ..data.views import Sample
 from ..evaluation.clustering import segment_image
 from .figures import segmentation_figure
 
 # %% ../../nbs/09_viz/06_clusters.ipynb #cluster-figure
-def cluster_figure(samples: Sequence[Sample], models: dict[str, tuple[nn.Module, dict[str, Any]]], classes: Sequence[str], size: tuple[int, int],
-                   upsample: str = "features", device: str | torch.device = "cpu", width: float = 2.0) -> Figure:
+def cluster_figure(samples: Sequence[Sample], models: dict[str, tuple[nn.Module, dict[str, Any]]],
+                   classes: Sequence[str], size: tuple[int, int], upsample: str = "features",
+                   device: str | torch.device = "cpu", width: float = 2.0) -> Figure:
     """CPCDR Fig. 5: image | truth | the segmentation of each model, with its mIoU over the split.
 
-    samples: with labels. models: label -> model and its result of `unsupervised_segmentation`. size: (H, W) at which images go through the models.
+    samples: with labels. models: label -> model and its result of `unsupervised_segmentation`. size: (H, W) at which
+    images go through the models.
     Raises: `ValueError` for no samples or models, and a sample without labels.
     """
     unlabelled = [s.name for s in samples if s.labels is None]
     if not samples or not models or unlabelled:
-        raise ValueError(f"{len(samples)} samples, {len(models)} models, without labels: {unlabelled}; needed: at least one of both, and labels")
-    rows = [(s.image, s.labels, {f"{label}\nmIoU {100 * result['miou']:.1f}": segment_image(model, s.image, result["prototype_classes"], size, upsample, device)
-                                 for label, (model, result) in models.items()}) for s in samples]
-    return segmentation_figure(rows, classes, width)
+        raise ValueError(f"{len(samples)} samples, {len(models)} models, without labels: {unlabelled}; needed: at "
+                         "least one of both, and labels")
+    def segmented(image: Tensor) -> dict[str, Tensor]:
+        return {f"{label}\nmIoU {100 * result['miou']:.1f}":
+                segment_image(model, image, result["prototype_classes"], size, upsample, device)
+                for label, (model, result) in models.items()}
+
+    return segmentation_figure([(s.image, s.labels, segmented(s.image)) for s in samples], classes, width)

@@ -15,29 +15,30 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
+<<<<<<< HEAD
 from ..evaluation.labels import colour_map
 from .heatmaps import draw_image
+=======
+from ..evaluation.segmentation import colour_map
+from .heatmaps import draw_image, image_rows, same_titles
+>>>>>>> viz
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #labels-figure
 def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float = 1.7) -> Figure:
-    """Images beside label maps (auxiliary-label paper Fig. 6, 7): rows of (uint8 (3, H, W), {title: int (h, w)}), 255 = void, black.
+    """Images beside label maps (auxiliary-label paper Fig. 6, 7): rows of (uint8 (3, H, W), {title: int (h, w)}), 255 =
+    void, black.
 
-    One colour is one id in all images of a column. Raises: `ValueError` for no rows, or rows with other titles than the first.
+    One colour is one id in all images of a column. Raises: `ValueError` for no rows, or rows with other titles than the
+    first.
     """
-    if not rows or any(list(maps) != list(rows[0][1]) for _, maps in rows):
-        raise ValueError(f"rows have the maps {[list(maps) for _, maps in rows]}; needed: at least one row, the same titles in all")
-    titles = list(rows[0][1])
-    tall = [image.shape[1] / image.shape[2] for image, _ in rows]
-    lines = max(len(fill(title, 22).splitlines()) for title in titles)
-    figure = Figure((width * (1 + len(titles)), (width - 0.05) * sum(tall) + 0.2 + 0.15 * lines), layout="compressed")
-    axes = figure.subplots(len(rows), 1 + len(titles), squeeze=False, gridspec_kw={"height_ratios": tall})
+    titles = ["image", *(fill(title, 22) for title in same_titles([maps for _, maps in rows], "maps"))]
+    lines = max(len(title.splitlines()) for title in titles)
+    figure, axes = image_rows([image for image, _ in rows], titles, width, 0.2 + 0.15 * lines, fontsize="small")
     for line, (image, maps) in zip(axes, rows, strict=True):
         draw_image(line[0], image)
         for ax, ids in zip(line[1:], maps.values(), strict=True):
             ax.imshow(colour_map(ids).numpy(), interpolation="nearest")
             ax.set_xticks([]), ax.set_yticks([])
-    for ax, title in zip(axes[0], ("image", *titles), strict=True):
-        ax.set_title(fill(title, 22), fontsize="small")
     return figure
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #strategy
@@ -48,17 +49,20 @@ class Strategy(NamedTuple):
     pmiou: Sequence[float]
     miou: Sequence[float]
 
-
+# %% ../../nbs/09_viz/08_label_figures.ipynb #rank-correlation
 def rank_correlation(strategies: Sequence[Strategy]) -> tuple[float, float]:
-    """Spearman's correlation of mean PmIoU and mean mIoU, and its p-value. Raises: `ValueError` for fewer than three strategies."""
+    """Spearman's correlation of mean PmIoU and mean mIoU, and its p-value. Raises: `ValueError` for fewer than three
+    strategies."""
     if len(strategies) < 3:
         raise ValueError(f"there are {len(strategies)} strategies; a rank correlation needs at least 3")
     found = spearmanr(*zip(*((np.mean(s.pmiou), np.mean(s.miou)) for s in strategies), strict=True))
     return float(found.statistic), float(found.pvalue)
 
-
-def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] | None = None, width: float = 6.4) -> Figure:
-    """PmIoU against mIoU after fine-tuning (auxiliary-label paper Fig. 5), with the rank correlation. baselines: name -> mIoU, dashed lines.
+# %% ../../nbs/09_viz/08_label_figures.ipynb #quality-figure
+def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] | None = None,
+                   width: float = 6.4) -> Figure:
+    """PmIoU against mIoU after fine-tuning (auxiliary-label paper Fig. 5), with the rank correlation. baselines: name
+    -> mIoU, dashed lines.
 
     Raises: `ValueError` as `rank_correlation`.
     """
@@ -66,11 +70,13 @@ def quality_figure(strategies: Sequence[Strategy], baselines: dict[str, float] |
     figure = Figure((width, 3.1), layout="constrained")
     ax = figure.subplots()
     for i, s in enumerate(strategies):
-        (x, dx), (y, dy) = ((100 * np.mean(v), 100 * (np.std(v, ddof=1) if len(v) > 1 else 0)) for v in (s.pmiou, s.miou))
+        (x, dx), (y, dy) = ((100 * np.mean(v), 100 * (np.std(v, ddof=1) if len(v) > 1 else 0))
+                            for v in (s.pmiou, s.miou))
         ax.errorbar(x, y, dy, dx, fmt="osD^vPX"[i % 7], color=f"C{i}", label=s.label, capsize=2, elinewidth=0.8)
     for name, value in (baselines or {}).items():
         ax.axhline(100 * value, linestyle="--", linewidth=0.8, color="0.5")
-        ax.annotate(name, (0.005, 100 * value), xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small", color="0.35")
+        ax.annotate(name, (0.005, 100 * value), xycoords=("axes fraction", "data"), va="bottom", fontsize="x-small",
+                    color="0.35")
     ax.set(xlabel="PmIoU of the labels, %", ylabel="mIoU after fine-tuning, %")
     ax.set_title(f"rank correlation {correlation:.2f} (p = {p:.2f}), {len(strategies)} strategies", fontsize="medium")
     ax.legend(fontsize="x-small", loc="center left", bbox_to_anchor=(1.01, 0.5))

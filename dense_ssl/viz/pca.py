@@ -13,17 +13,21 @@ import torch.nn.functional as F
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from .heatmaps import draw_image, encode
+from .heatmaps import draw_image, encode, image_rows
 
 # %% ../../nbs/09_viz/04_pca.ipynb #pca-basis
 def pca_basis(features: Sequence[Tensor], components: int = 3, unit: bool = True) -> tuple[Tensor, Tensor, Tensor]:
-    """Principal components of all cells of several feature maps (C, h, w): mean (C,), basis (components, C), share of variance (components,).
+    """Principal components of all cells of several feature maps (C, h, w): mean (C,), basis (components, C), share of
+    variance (components,).
 
     unit: vectors to unit length first. Float64; of each component the entry of largest magnitude is positive.
-    Raises: `ValueError` for no maps, other shapes or types, differing channels, values that are not finite, or more components than channels.
+    Raises: `ValueError` for no maps, other shapes or types, differing channels, values that are not finite, or more
+    components than channels.
     """
-    if not features or any(f.ndim != 3 or not f.is_floating_point() or len(f) != len(features[0]) or not f.isfinite().all() for f in features):
-        raise ValueError(f"features are {[tuple(f.shape) for f in features]}; needed: at least one finite floating point (C, h, w), one C for all")
+    if not features or any(f.ndim != 3 or not f.is_floating_point() or len(f) != len(features[0])
+                           or not f.isfinite().all() for f in features):
+        raise ValueError(f"features are {[tuple(f.shape) for f in features]}; needed: at least one finite floating "
+                         "point (C, h, w), one C for all")
     if not 1 <= components <= len(features[0]):
         raise ValueError(f"components is {components}; needed: 1 to the number of channels, {len(features[0])}")
     rows = [_rows(f, unit) for f in features]
@@ -35,7 +39,7 @@ def pca_basis(features: Sequence[Tensor], components: int = 3, unit: bool = True
     values = values.flip(0).clamp(min=0)
     return mean, basis * sign, values[:components] / values.sum().clamp(min=1e-300)
 
-
+# %% ../../nbs/09_viz/04_pca.ipynb #rows
 def _rows(features: Tensor, unit: bool) -> Tensor:
     "The vectors of all cells, float64 (h * w, C)."
     x = features.detach().cpu().double()
@@ -50,17 +54,21 @@ def _paint(rows: Sequence[Tensor], basis: Tensor, mean: Tensor, percentile: floa
     flat = high - low <= 1e-9                                  # a component without spread is mid-grey
     return [((p - low) / (high - low).masked_fill(flat, 1)).clamp(0, 1).masked_fill(flat, 0.5) for p in projected]
 
-
+# %% ../../nbs/09_viz/04_pca.ipynb #pca-maps-2
 def pca_maps(features: Sequence[Tensor], components: int = 3, percentile: float = 1.0, foreground: float | None = None,
              unit: bool = True) -> list[Tensor]:
-    """Feature maps (C, h, w) as pictures, float32 (h, w, components) in [0, 1], in one basis and one range for all (CPCDR Fig. 2, 8).
+    """Feature maps (C, h, w) as pictures, float32 (h, w, components) in [0, 1], in one basis and one range for all
+    (CPCDR Fig. 2, 8).
 
-    percentile: share in per cent cut off at both ends. foreground: share t in (0, 1) of the first component's range; cells below are 0 in all
-    components, and the basis is that of the others; -t keeps those below t. unit: vectors to unit length first.
-    Raises: `ValueError` as `pca_basis`, for a number out of its range, and for a threshold that leaves fewer than two cells.
+    percentile: share in per cent cut off at both ends. foreground: share t in (0, 1) of the first component's range;
+    cells below are 0 in all components, and the basis is that of the others; -t keeps those below t. unit: vectors to
+    unit length first.
+    Raises: `ValueError` as `pca_basis`, for a number out of its range, and for a threshold that leaves fewer than two
+    cells.
     """
     if not 0 <= percentile < 50 or (foreground is not None and not 0 < abs(foreground) < 1):
-        raise ValueError(f"percentile is {percentile}, foreground {foreground}; needed: 0 to below 50, and None or ±(0, 1)")
+        raise ValueError(f"percentile is {percentile}, foreground {foreground}; needed: 0 to below 50, and None or "
+                         "±(0, 1)")
     mean, basis, _ = pca_basis(features, components, unit)
     rows, kept = [_rows(f, unit) for f in features], None
     if foreground is not None:
@@ -78,29 +86,29 @@ def pca_maps(features: Sequence[Tensor], components: int = 3, percentile: float 
     return out
 
 # %% ../../nbs/09_viz/04_pca.ipynb #pca-figure
-def pca_figure(images: Sequence[Tensor], encoders: dict[str, nn.Module], size: int | None = 896, components: int = 3, percentile: float = 1.0,
-               foreground: float | None = None, width: float = 2.2) -> Figure:
+def pca_figure(images: Sequence[Tensor], encoders: dict[str, nn.Module], size: int | None = 896, components: int = 3,
+               percentile: float = 1.0, foreground: float | None = None, width: float = 2.2) -> Figure:
     """CPCDR Fig. 2, 8: image | PCA map of each encoder, one basis for all images of a column.
 
-    images: uint8 (3, H, W). encoders: label -> anything with `stride` that `heatmaps.encode` takes; size: of the longer side there. components: 1 (grey) or 3.
+    images: uint8 (3, H, W). encoders: label -> anything with `stride` that `heatmaps.encode` takes; size: of the longer
+    side there. components: 1 (grey) or 3.
     Raises: `ValueError` for no images or encoders, another number of components, and as `pca_maps` and `encode`.
     """
     if not images or not encoders or components not in (1, 3):
-        raise ValueError(f"{len(images)} images, {len(encoders)} encoders, {components} components; needed: at least one of both, and 1 or 3")
-    tall = [image.shape[1] / image.shape[2] for image in images]
-    figure = Figure((width * (1 + len(encoders)), width * sum(tall) + 0.55), layout="compressed")
-    axes = figure.subplots(len(images), 1 + len(encoders), squeeze=False, gridspec_kw={"height_ratios": tall})
+        raise ValueError(f"{len(images)} images, {len(encoders)} encoders, {components} components; needed: at least "
+                         "one of both, and 1 or 3")
+    figure, axes = image_rows(images, ("image", *encoders), width, 0.55, gap=0)
     for row, image in zip(axes, images, strict=True):
         draw_image(row[0], image)
-    axes[0, 0].set_title("image", fontsize="medium")
-    for column, (label, encoder) in zip(axes.T[1:], encoders.items(), strict=True):
+    for column, encoder in zip(axes.T[1:], encoders.values(), strict=True):
         features = [encode(encoder, image, size) for image in images]
         share = pca_basis(features, components)[2].sum().item()
-        for ax, image, picture in zip(column, images, pca_maps(features, components, percentile, foreground), strict=True):
+        for ax, image, picture in zip(column, images, pca_maps(features, components, percentile, foreground),
+                                      strict=True):
             height, wide = image.shape[1:]
-            ax.imshow(picture.expand(-1, -1, 3).numpy(), extent=(-0.5, wide - 0.5, height - 0.5, -0.5), interpolation="nearest")
+            ax.imshow(picture.expand(-1, -1, 3).numpy(), extent=(-0.5, wide - 0.5, height - 0.5, -0.5),
+                      interpolation="nearest")
             ax.set_xticks([]), ax.set_yticks([])
-        column[0].set_title(label, fontsize="medium")
         column[-1].set_xlabel(f"{share:.0%} of variance", fontsize="small")
     return figure
 

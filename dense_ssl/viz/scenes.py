@@ -15,21 +15,21 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.patheffects import withStroke
 from torch import Generator, Tensor
 
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD, Sample
 from ..positives.copy_paste import Scene
 from ..positives.scenes import Located, Views, counterparts, locate
-from .heatmaps import draw_image
+from .heatmaps import draw_image, draw_outline, draw_point, image_rows
 
 # %% ../../nbs/09_viz/03_scenes.ipynb #source-colours
 def source_colours(count: int) -> np.ndarray:
     """A colour for each of `count` images: float (count, 3)."""
-    few = [k for k in range(10) if k != 7]                                   # tab10 without its grey: scenes are drawn in grey
-    return np.array([matplotlib.colormaps["tab10"](few[k])[:3] if count <= len(few) else matplotlib.colormaps["hsv"](k / count)[:3] for k in range(count)])
+    few = [k for k in range(10) if k != 7]  # tab10 without its grey: scenes are drawn in grey
+    return np.array([matplotlib.colormaps["tab10"](few[k])[:3] if count <= len(few)
+                     else matplotlib.colormaps["hsv"](k / count)[:3] for k in range(count)])
 
-
+# %% ../../nbs/09_viz/03_scenes.ipynb #draw-pastes
 def draw_pastes(ax: Axes, scene: Scene, colours: np.ndarray, title: str = "", strength: float = 0.6) -> None:
     """Draw a scene in grey with its pastes in the colours (M, 3) of their source, each one outlined in white."""
     ids = scene.instance.numpy()
@@ -41,29 +41,29 @@ def draw_pastes(ax: Axes, scene: Scene, colours: np.ndarray, title: str = "", st
     picture[line] = 1
     draw_image(ax, torch.from_numpy((picture * 255).astype(np.uint8)).permute(2, 0, 1), title)
 
-
-def scenes_figure(samples: Sequence[Sample], scenes: Sequence[Scene], chosen: Sequence[int] | None = None, width: float = 3.0) -> Figure:
+# %% ../../nbs/09_viz/03_scenes.ipynb #scenes-figure
+def scenes_figure(samples: Sequence[Sample], scenes: Sequence[Scene], chosen: Sequence[int] | None = None,
+                  width: float = 3.0) -> Figure:
     """Scenes of a group: image | first round | second round | which image each paste of the second round is from.
 
-    samples, scenes: M, and the 2M that `copy_paste` made of them. chosen: which backgrounds, all if None. width: of a panel, in inches.
+    samples, scenes: M, and the 2M that `copy_paste` made of them. chosen: which backgrounds, all if None. width: of a
+    panel, in inches.
     Raises: `ValueError` when there are not 2M scenes, or nothing is chosen.
     """
     M, chosen = len(samples), range(len(samples)) if chosen is None else chosen
     if len(scenes) != 2 * M or not len(chosen):
-        raise ValueError(f"{M} samples have {len(scenes)} scenes, {len(chosen)} of them chosen; needs two of each sample and at least one chosen")
-    tall = [samples[k].image.shape[1] / samples[k].image.shape[2] for k in chosen]
-    figure = Figure((4 * width, (width - 0.05) * sum(tall) + 0.6), layout="compressed")
-    axes, colours = figure.subplots(len(chosen), 4, squeeze=False, gridspec_kw={"height_ratios": tall}), source_colours(M)
+        raise ValueError(f"{M} samples have {len(scenes)} scenes, {len(chosen)} of them chosen; needs two of each "
+                         "sample and at least one chosen")
+    titles, colours = ("image", "first round", "second round", "cut from"), source_colours(M)
+    figure, axes = image_rows([samples[k].image for k in chosen], titles, width, 0.6)
     for row, k in zip(axes, chosen, strict=True):
         for ax, image in zip(row, (samples[k].image, scenes[k].image, scenes[k + M].image), strict=False):
             draw_image(ax, image)
         draw_pastes(row[3], scenes[k + M], colours)
         for spine in row[0].spines.values():
             spine.set(color=colours[k], linewidth=4)
-    for ax, title in zip(axes[0], ("image", "first round", "second round", "cut from"), strict=True):
-        ax.set_title(title, fontsize="medium")
-    figure.legend([Patch(color=c) for c in colours], [f"image {k + 1}" for k in range(M)], loc="outside lower center", ncols=M, frameon=False,
-                  fontsize="small", handlelength=1.0, columnspacing=1.2)
+    figure.legend([Patch(color=c) for c in colours], [f"image {k + 1}" for k in range(M)], loc="outside lower center",
+                  ncols=M, frameon=False, fontsize="small", handlelength=1.0, columnspacing=1.2)
     return figure
 
 # %% ../../nbs/09_viz/03_scenes.ipynb #view-picture
@@ -72,14 +72,17 @@ def view_picture(image: Tensor) -> Tensor:
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
     return ((image * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
-
+# %% ../../nbs/09_viz/03_scenes.ipynb #telling-starts
 def telling_starts(views: Views, count: int, generator: Generator, tries: int = 4000) -> Tensor:
-    """`count` positions (count, 3) = view, x, y on one region of which many pastes show, each with many counterparts, apart from one another."""
-    starts = torch.stack([torch.randint(n, (tries,), generator=generator) for n in torch.tensor(views.instance.shape)[[0, 2, 1]].tolist()], 1).float()
+    """`count` positions (count, 3) = view, x, y on one region of which many pastes show, each with many counterparts,
+    apart from one another."""
+    starts = torch.stack([torch.randint(n, (tries,), generator=generator)
+                          for n in torch.tensor(views.instance.shape)[[0, 2, 1]].tolist()], 1).float()
     found = locate(views, starts)
     points = counterparts(views, found)
     row = locate(views, points.position).row
-    large = torch.linalg.det(views.instances.transform[row, :2, :2]).abs().sqrt().clamp_max(1.5).float()      # a speck in the distance tells little
+    # a speck in the distance tells little
+    large = torch.linalg.det(views.instances.transform[row, :2, :2]).abs().sqrt().clamp_max(1.5).float()
     score = torch.zeros(tries).index_add(0, points.group, large * (views.instances.region[row] >= 0))
     regions, which = found.region.unique(return_inverse=True)
     best = torch.zeros(len(regions)).index_add(0, which, score)[which] * (found.region >= 0)
@@ -95,19 +98,12 @@ def telling_starts(views: Views, count: int, generator: Generator, tries: int = 
 POINT_COLOURS = ("#ffd400", "#ff3b6b", "#35d0ff", "#7cff4f", "#ff8c1a", "#c77dff")
 
 
-def _mark(ax: Axes, x: float, y: float, colour: str) -> None:
-    ax.plot(x, y, "o", markersize=7, color=colour, markeredgecolor="black", markeredgewidth=1.2)
-
-
-def _outline(ax: Axes, mask: Tensor) -> None:
-    drawn = ax.contour(mask.float().numpy(), [0.5], colors="white", linewidths=1.2)
-    drawn.set_path_effects([withStroke(linewidth=2.6, foreground="black")])
-
-
-def counterparts_figure(samples: Sequence[Sample], views: Views, starts: Tensor, columns: int = 4, most: int = 7, width: float = 3.0) -> Figure:
+def counterparts_figure(samples: Sequence[Sample], views: Views, starts: Tensor, columns: int = 4, most: int = 7,
+                        width: float = 3.0) -> Figure:
     """Source pixels in their image and in all views that show them.
 
-    starts: (n, 3) = view, x, y, n <= 6, of one source image. most: at most so many views, those that show most. width: of a panel, in inches.
+    starts: (n, 3) = view, x, y, n <= 6, of one source image. most: at most so many views, those that show most. width:
+    of a panel, in inches.
     Raises: `ValueError` when starts are of several images, or none or too many are given.
     """
     if not 0 < len(starts) <= len(POINT_COLOURS):
@@ -129,21 +125,21 @@ def counterparts_figure(samples: Sequence[Sample], views: Views, starts: Tensor,
         ax.set_axis_off()
     return figure
 
-
+# %% ../../nbs/09_viz/03_scenes.ipynb #draw-source
 def _draw_source(ax: Axes, sample: Sample, found: Located, views: Views) -> None:
     draw_image(ax, sample.image, f"image {found.source[0] + 1}, where they are from")
     for region in found.region[found.region >= 0].unique():
-        _outline(ax, sample.regions == region - views.sources.offset[found.source[0]])
+        draw_outline(ax, sample.regions.numpy() == int(region - views.sources.offset[found.source[0]]))
     for (x, y), colour in zip(found.xy.tolist(), POINT_COLOURS, strict=False):
-        _mark(ax, x, y, colour)
+        draw_point(ax, (y, x), colour)
 
-
+# %% ../../nbs/09_viz/03_scenes.ipynb #draw-counterparts
 def _draw_counterparts(ax: Axes, views: Views, b: int, position: Tensor, group: Tensor) -> None:
     here = position[:, 0] == b
     rows, first = locate(views, position[here]).row, views.instances.first[b]
     draw_image(ax, view_picture(views.image[b]), f"view {b + 1}")
     for row in rows.unique():
         if row > first:
-            _outline(ax, views.instance[b] == row - first)
+            draw_outline(ax, views.instance[b].numpy() == int(row - first))
     for (_, x, y), g in zip(position[here].tolist(), group[here].tolist(), strict=True):
-        _mark(ax, x, y, POINT_COLOURS[g])
+        draw_point(ax, (y, x), POINT_COLOURS[g])

@@ -23,18 +23,19 @@ from .regions import draw_regions, region_colours
 from .scenes import POINT_COLOURS, view_picture
 
 # %% ../../nbs/09_viz/07_sets.ipynb #overview
-def overview(points: Tensor, size: int = 480, azimuth: float = 35.0, elevation: float = 55.0, up: Sequence[float] = (0, 0, 1),
-             disc: int | None = None) -> tuple[Tensor, Tensor]:
+def overview(points: Tensor, size: int = 480, azimuth: float = 35.0, elevation: float = 55.0,
+             up: Sequence[float] = (0, 0, 1), disc: int | None = None) -> tuple[Tensor, Tensor]:
     """A cloud seen along parallel lines from above: which point each pixel shows, and where points fall.
 
-    points: (P, 3), not empty. size: longer side of the picture, pixels. azimuth, elevation: degrees, of the direction that one looks from. up:
-    which way is up in the world. disc: radius of a point in pixels, None = as the points lie apart. Returns: int64 (h, w), -1 = none, and
-    (2, 4), pixel = A @ (x, y, z, 1), x to the right and y down. Raises: `ValueError` for an empty cloud.
+    points: (P, 3), not empty. size: longer side of the picture, pixels. azimuth, elevation: degrees, of the direction
+    that one looks from. up: which way is up in the world. disc: radius of a point in pixels, None = as the points lie
+    apart. Returns: int64 (h, w), -1 = none, and (2, 4), pixel = A @ (x, y, z, 1), x to the right and y down. Raises:
+    `ValueError` for an empty cloud.
     """
     if not len(points):
         raise ValueError("points are empty; there is nothing to look at")
     high = torch.as_tensor(up, dtype=torch.float64) / np.linalg.norm(up)
-    axis = torch.eye(3, dtype=torch.float64)[high.abs().argmin()]                   # x where z is up; azimuth 0 looks from there
+    axis = torch.eye(3, dtype=torch.float64)[high.abs().argmin()]  # x where z is up; azimuth 0 looks from there
     east = torch.nn.functional.normalize(axis - (axis @ high) * high, dim=0)
     a, e = np.radians(azimuth), np.radians(elevation)
     level = east * np.cos(a) + torch.linalg.cross(high, east) * np.sin(a)
@@ -50,13 +51,14 @@ def overview(points: Tensor, size: int = 480, azimuth: float = 35.0, elevation: 
     x, y = (points.double() @ transform[:, :3].T + transform[:, 3] + 0.5).floor().long().unbind(1)
     return _nearest(x, y, points.double() @ towards, (h, w), disc), transform
 
-
+# %% ../../nbs/09_viz/07_sets.ipynb #spacing
 def _spacing(points: Tensor) -> float:
     "How far points lie from their nearest neighbour, metres: the median of some."
     some = points[:: max(1, len(points) // 300)]
-    return torch.stack([(points - p).square().sum(1).topk(min(2, len(points)), largest=False).values[-1].sqrt() for p in some]).median().item()
+    return torch.stack([(points - p).square().sum(1).topk(min(2, len(points)), largest=False).values[-1].sqrt()
+                        for p in some]).median().item()
 
-
+# %% ../../nbs/09_viz/07_sets.ipynb #nearest
 def _nearest(x: Tensor, y: Tensor, near: Tensor, size: tuple[int, int], disc: int) -> Tensor:
     "The point with the largest `near` whose disc covers each pixel."
     order, shown = near.argsort(stable=True), torch.full((size[0] * size[1],), -1)
@@ -69,10 +71,12 @@ def _nearest(x: Tensor, y: Tensor, near: Tensor, size: tuple[int, int], disc: in
 
 # %% ../../nbs/09_viz/07_sets.ipynb #draw-sets
 def draw_sets(ax: Axes, view: View, common: Tensor, title: str = "") -> None:
-    """Draw the sets of one view (no batch dimension) whose ids are in `common` (n,) as colours over its image; the others are grey."""
-    draw_regions(ax, view_picture(view.image), torch.where(torch.isin(view.regions, common), view.regions, -1), title, strength=0.75)
+    """Draw the sets of one view (no batch dimension) whose ids are in `common` (n,) as colours over its image; the
+    others are grey."""
+    draw_regions(ax, view_picture(view.image), torch.where(torch.isin(view.regions, common), view.regions, -1), title,
+                 strength=0.75)
 
-
+# %% ../../nbs/09_viz/07_sets.ipynb #common-sets
 def common_sets(first: View, second: View) -> Tensor:
     """Ids of the sets that both views show, int64 (n,), ascending. Raises: `ValueError` for views without sets."""
     if first.regions is None or second.regions is None:
@@ -80,15 +84,17 @@ def common_sets(first: View, second: View) -> Tensor:
     ids = first.regions.unique()
     return ids[torch.isin(ids, second.regions) & (ids >= 0)]
 
-
+# %% ../../nbs/09_viz/07_sets.ipynb #single
 def _single(view: View, k: int) -> View:
     "View k of a batch."
-    return View(view.image[k], view.xy[k], view.crop[k], view.source[k], regions=None if view.regions is None else view.regions[k])
+    return View(view.image[k], view.xy[k], view.crop[k], view.source[k],
+                regions=None if view.regions is None else view.regions[k])
 
 # %% ../../nbs/09_viz/07_sets.ipynb #sets-figure
-def sets_figure(first: View, second: View, matches: Matches | None = None, chosen: Sequence[int] | None = None, lines: int = 8,
-                width: float = 2.6) -> Figure:
-    """Pairs of a batch: first view | second view | the sets of both, in equal colours; lines join `lines` of the matches of each pair.
+def sets_figure(first: View, second: View, matches: Matches | None = None, chosen: Sequence[int] | None = None,
+                lines: int = 8, width: float = 2.6) -> Figure:
+    """Pairs of a batch: first view | second view | the sets of both, in equal colours; lines join `lines` of the
+    matches of each pair.
 
     first, second: batches with `regions`. chosen: which pairs, all if None. width: of a panel, in inches.
     Raises: `ValueError` when no pair is chosen, or the views have no sets.
@@ -110,7 +116,7 @@ def sets_figure(first: View, second: View, matches: Matches | None = None, chose
             _join(row[0], row[1], matches, k, lines)
     return figure
 
-
+# %% ../../nbs/09_viz/07_sets.ipynb #join
 def _join(left: Axes, right: Axes, matches: Matches, pair: int, lines: int) -> None:
     "Lines from view to view for some matches of a pair, spread over the first view."
     rows = (matches.pair == pair).nonzero()[:, 0]
@@ -118,18 +124,21 @@ def _join(left: Axes, right: Axes, matches: Matches, pair: int, lines: int) -> N
     for n, m in enumerate(rows[torch.linspace(0, len(rows) - 1, min(lines, len(rows))).long()].tolist()):
         (r1, c1), (r2, c2) = matches.first[m].tolist(), matches.second[m].tolist()
         colour = POINT_COLOURS[n % len(POINT_COLOURS)]
-        line = ConnectionPatch((c1, r1), (c2, r2), "data", "data", axesA=left, axesB=right, color=colour, linewidth=1, in_layout=False)
+        line = ConnectionPatch((c1, r1), (c2, r2), "data", "data", axesA=left, axesB=right, color=colour, linewidth=1,
+                               in_layout=False)
         right.add_artist(line)
         for ax, x, y in ((left, c1, r1), (right, c2, r2)):
             ax.plot(x, y, "o", markersize=4, color=colour, markeredgecolor="black", markeredgewidth=0.6)
 
 # %% ../../nbs/09_viz/07_sets.ipynb #segments-figure
-def segments_figure(scene: Scene, first: View, second: View, poses: tuple[Tensor, Tensor] | None = None, height: float | None = 1.9,
-                    azimuth: float = 35.0, elevation: float = 55.0, up: Sequence[float] = (0, 0, 1), width: float = 3.0) -> Figure:
+def segments_figure(scene: Scene, first: View, second: View, poses: tuple[Tensor, Tensor] | None = None,
+                    height: float | None = 1.9, azimuth: float = 35.0, elevation: float = 55.0,
+                    up: Sequence[float] = (0, 0, 1), width: float = 3.0) -> Figure:
     """Figure 3 of the paper: the scene's points in the colours of their sets, and two views of it in the same colours.
 
-    first, second: single views with `regions` of this scene. poses: (4, 4) each, camera to world; marks where they were taken. height: only
-    points up to so many metres above the lowest are shown, None = all. azimuth, elevation, up: as for `overview`. width: of a view, in inches.
+    first, second: single views with `regions` of this scene. poses: (4, 4) each, camera to world; marks where they were
+    taken. height: only points up to so many metres above the lowest are shown, None = all. azimuth, elevation, up: as
+    for `overview`. width: of a view, in inches.
     Raises: `ValueError` for a scene without points, or views without sets.
     """
     points, sets = scene.points, scene.sets
@@ -138,7 +147,8 @@ def segments_figure(scene: Scene, first: View, second: View, poses: tuple[Tensor
         points, sets = (t[level <= level.min() + height] for t in (points, sets))
     common, (h, w) = common_sets(first, second), first.image.shape[-2:]
     index, transform = overview(points, 480, azimuth, elevation, up)
-    figure = Figure((2 * width * h / w * index.shape[1] / index.shape[0] + width, 2 * (width * h / w + 0.2)), layout="compressed")
+    figure = Figure((2 * width * h / w * index.shape[1] / index.shape[0] + width, 2 * (width * h / w + 0.2)),
+                    layout="compressed")
     left, right = figure.subfigures(1, 2, width_ratios=[2 * h / w * index.shape[1] / index.shape[0], 1])
     ax = left.subplots()
     ax.imshow(np.where(index[..., None] >= 0, region_colours(sets.long()[index]), 1.0))
@@ -150,10 +160,11 @@ def segments_figure(scene: Scene, first: View, second: View, poses: tuple[Tensor
             _mark_camera(ax, transform, poses[k], str(k + 1))
     return figure
 
-
+# %% ../../nbs/09_viz/07_sets.ipynb #mark-camera
 def _mark_camera(ax: Axes, transform: Tensor, pose: Tensor, name: str) -> None:
     "An arrow from where the camera is, half a metre along its axis."
     ends = torch.stack([pose.double() @ torch.tensor([0, 0, z, 1.0], dtype=torch.float64) for z in (0.0, 0.5)])
     start, end = (ends @ transform.T).tolist()
     ax.annotate("", end, start, arrowprops={"arrowstyle": "-|>", "linewidth": 2, "color": "black"})
-    ax.text(*start, name, ha="center", va="center", fontsize="small", color="white", bbox={"boxstyle": "circle", "facecolor": "black", "pad": 0.25})
+    ax.text(*start, name, ha="center", va="center", fontsize="small", color="white",
+            bbox={"boxstyle": "circle", "facecolor": "black", "pad": 0.25})

@@ -23,61 +23,78 @@ from ..evaluation.labels import check_labels, class_names
 from .figures import colour_labels
 
 # %% ../../nbs/09_viz/05_tsne.ipynb #balanced-pixels
-def balanced_pixels(dataset: Sequence, count: int, generator: torch.Generator, ignore_index: int = 255, progress: bool | None = None) -> Tensor:
+def balanced_pixels(dataset: Sequence, count: int, generator: torch.Generator, ignore_index: int = 255,
+                    progress: bool | None = None) -> Tensor:
     """About `count` labelled pixels, equally many of each class: int64 (N, 4), rows (image, row, col, class), sorted.
 
-    image: position among the usable ones. A class with less than count // classes pixels on offer gives them all; classes that are absent give
-    none. A function of the generator's state. Raises: `ValueError` on unusable data and a count below the number of classes.
+    image: position among the usable ones. A class with less than count // classes pixels on offer gives them all;
+    classes that are absent give none. A function of the generator's state. Raises: `ValueError` on unusable data and a
+    count below the number of classes.
     """
     classes = class_names(dataset, dataset)
     share = count // len(classes)
     if not share:
         raise ValueError(f"count is {count}; needed: at least one pixel for each of the {len(classes)} classes")
-    offer, found, i = max(8, -(-4 * share // len(dataset))), [], -1
+    offer, found = max(8, -(-4 * share // len(dataset))), []
     for i, (sample,) in enumerate(sample_batches(dataset, 1, [], f"pixels of {dataset.name}", progress)):
         labels = check_labels(sample, len(classes), ignore_index)
-        for c in labels[labels != 255].unique().tolist():
-            at = (labels == c).nonzero()
-            at = at[torch.randperm(len(at), generator=generator)[:offer]]
-            found.append(torch.cat([torch.full((len(at), 1), i), at, torch.full((len(at), 1), c)], 1))
+        found += [_some(labels, i, c, offer, generator) for c in labels[labels != 255].unique().tolist()]
     if not found:
         raise ValueError(f"{dataset.name} has no labelled pixel: all of its label maps are void")
     pool = torch.cat(found)
-    kept = [own[torch.randperm(len(own), generator=generator)[:share]] for c in range(len(classes)) if len(own := pool[pool[:, 3] == c])]
+    kept = [own[torch.randperm(len(own), generator=generator)[:share]] for c in range(len(classes))
+            if len(own := pool[pool[:, 3] == c])]
     return torch.cat(kept).unique(dim=0)
 
+# %% ../../nbs/09_viz/05_tsne.ipynb #some
+def _some(labels: Tensor, i: int, c: int, most: int, generator: torch.Generator) -> Tensor:
+    "At most so many pixels of a class in image i, as rows (image, row, col, class)."
+    at = (labels == c).nonzero()
+    at = at[torch.randperm(len(at), generator=generator)[:most]]
+    return torch.cat([torch.full((len(at), 1), i), at, torch.full((len(at), 1), c)], 1)
+
 # %% ../../nbs/09_viz/05_tsne.ipynb #pixel-vectors
-def pixel_vectors(encoder: nn.Module, dataset: Sequence, pixels: Tensor, size: tuple[int, int], device: str | torch.device = "cpu",
-                  batch_size: int = 8, progress: bool | None = None) -> Tensor:
-    """Unit-length features at `pixels` (N, 4) of `balanced_pixels`, images resized to `size` (H, W), interpolated bilinearly: float32 (N, C)."""
+def pixel_vectors(encoder: nn.Module, dataset: Sequence, pixels: Tensor, size: tuple[int, int],
+                  device: str | torch.device = "cpu", batch_size: int = 8, progress: bool | None = None) -> Tensor:
+    """Unit-length features at `pixels` (N, 4) of `balanced_pixels`, images resized to `size` (H, W), interpolated
+    bilinearly: float32 (N, C)."""
     out, places, start = [], [], 0
     for batch in sample_batches(dataset, batch_size, [], f"features {dataset.name}", progress):
         maps = dense_features(encoder, torch.stack([resize_image(s.image, size) for s in batch]), device)
         for i, (sample, f) in enumerate(zip(batch, maps, strict=True), start):
-            here = (pixels[:, 0] == i).nonzero()[:, 0]
-            places.append(here)
-            sides = torch.tensor(sample.image.shape[1:])
-            grid = ((2 * pixels[here, 1:3] + 1) / sides - 1).flip(1)[None, None]  # (x, y) from -1 to 1 between the image's edges
-            out.append(F.grid_sample(f[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T)
+            places.append((pixels[:, 0] == i).nonzero()[:, 0])
+            out.append(_at(f, pixels[places[-1], 1:3], tuple(sample.image.shape[1:])))
         start += len(batch)
     return F.normalize(torch.cat(out), dim=1)[torch.cat(places).argsort()]
 
+# %% ../../nbs/09_viz/05_tsne.ipynb #at
+def _at(features: Tensor, pixels: Tensor, sides: tuple[int, int]) -> Tensor:
+    "Features (C, h, w) of an image of `sides` at pixels (n, 2), interpolated: (n, C)."
+    grid = ((2 * pixels + 1) / torch.tensor(sides) - 1).flip(1)[None, None]      # (x, y) from -1 to 1 between the edges
+    return F.grid_sample(features[None], grid, mode="bilinear", padding_mode="border", align_corners=False)[0, :, 0].T
+
 # %% ../../nbs/09_viz/05_tsne.ipynb #tsne
 def tsne(vectors: Tensor, perplexity: float = 30.0, seed: int = 0) -> np.ndarray:
-    """t-SNE of vectors (N, C): float32 (N, 2). Raises: `ValueError` for too few vectors for the perplexity, or values that are not finite."""
+    """t-SNE of vectors (N, C): float32 (N, 2). Raises: `ValueError` for too few vectors for the perplexity, or values
+    that are not finite."""
     if vectors.ndim != 2 or not vectors.isfinite().all() or not 0 < perplexity < len(vectors):
-        raise ValueError(f"vectors are {tuple(vectors.shape)}; needed: finite (N, C) with N above the perplexity, {perplexity:g}")
+        raise ValueError(f"vectors are {tuple(vectors.shape)}; needed: finite (N, C) with N above the perplexity, "
+                         f"{perplexity:g}")
     if vectors.shape[1] < 2:
         raise ValueError(f"vectors have {vectors.shape[1]} channel; t-SNE starts from two principal components")
     with threadpool_limits(1):
-        return TSNE(perplexity=perplexity, init="pca", random_state=np.random.RandomState(seed)).fit_transform(vectors.numpy())
+        return TSNE(perplexity=perplexity, init="pca",
+                    random_state=np.random.RandomState(seed)).fit_transform(vectors.numpy())
 
 # %% ../../nbs/09_viz/05_tsne.ipynb #tsne-figure
-def tsne_figure(dataset: Sequence, encoders: dict[str, nn.Module], size: tuple[int, int], count: int = 3000, seed: int = 0, perplexity: float = 30.0,
-                device: str | torch.device = "cpu", width: float = 3.2, progress: bool | None = None) -> Figure:
-    """CPCDR Fig. 9: t-SNE of about `count` pixels' features, a panel for each of `encoders` (label -> encoder), coloured by true class.
+def tsne_figure(dataset: Sequence, encoders: dict[str, nn.Module], size: tuple[int, int], count: int = 3000,
+                seed: int = 0, perplexity: float = 30.0, device: str | torch.device = "cpu", width: float = 3.2,
+                progress: bool | None = None) -> Figure:
+    """CPCDR Fig. 9: t-SNE of about `count` pixels' features, a panel for each of `encoders` (label -> encoder),
+    coloured by true class.
 
-    size: (H, W) of the images for the encoder. Raises: `ValueError` for no encoders, and as `balanced_pixels` and `tsne`.
+    size: (H, W) of the images for the encoder. Raises: `ValueError` for no encoders, and as `balanced_pixels` and
+    `tsne`.
     """
     if not encoders:
         raise ValueError("encoders are empty; needed: at least one")
@@ -91,8 +108,13 @@ def tsne_figure(dataset: Sequence, encoders: dict[str, nn.Module], size: tuple[i
         ax.scatter(*points[order].T, s=9000 / (len(points) + 500), c=colours[order], linewidths=0)
         ax.set_title(label, fontsize="medium")
         ax.set_xticks([]), ax.set_yticks([])
+    _legend(figure, labels, colours, dataset.classes)
+    return figure
+
+# %% ../../nbs/09_viz/05_tsne.ipynb #legend
+def _legend(figure: Figure, labels: Tensor, colours: np.ndarray, classes: Sequence[str]) -> None:
+    "The classes that occur, with their number of pixels."
     present, first, counts = np.unique(labels.numpy(), return_index=True, return_counts=True)
     marks = [Line2D([], [], linestyle="", marker="o", color=colours[i]) for i in first]
-    names = [f"{dataset.classes[c]} ({n})" for c, n in zip(present, counts, strict=True)]
+    names = [f"{classes[c]} ({n})" for c, n in zip(present, counts, strict=True)]
     figure.legend(marks, names, loc="outside right center", frameon=False, fontsize="small", handletextpad=0.2)
-    return figure
