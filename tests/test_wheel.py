@@ -52,7 +52,7 @@ said = {"file": dense_ssl.__file__, "missing": missing, "there": [d.metadata["Na
         "imported": len([name for name in sys.modules if name.split(".")[0] == "dense_ssl"])}
 
 from dense_ssl.core import read_json
-from dense_ssl.experiments.registry import read_yaml
+from dense_ssl.experiments.rows import read_yaml
 from dense_ssl.models.encoders import read_weights
 from dense_ssl.training.configuration import Launch, Pretrain, parse
 from dense_ssl.training.launch import run_pretrain
