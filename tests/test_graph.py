@@ -1,4 +1,5 @@
-"""The graph of stages: side by side, past failures, killed at any moment and gone on with, each with GPUs of its own. Its stages are
+"""The graph of stages: side by side, past failures, killed at any moment and gone on with, each with GPUs of its own.
+Its stages are
 tiny notebooks; one real row runs in nbs/10_experiments/13_reproduce.ipynb."""
 
 import hashlib
@@ -13,7 +14,6 @@ from pathlib import Path
 
 import nbformat
 import psutil
-import pytest
 
 ROOT = Path(__file__).parents[1]
 RUN = ("import json, sys; from pathlib import Path; from dense_ssl.experiments.reproduce import failures, snakemake\n"
@@ -28,14 +28,15 @@ with open(folder.parents[1] / "log", "a") as log:
     print("begin", folder.name, os.environ["CUDA_VISIBLE_DEVICES"] or "-", time.time(), file=log)
 if broken and Path(broken).is_file():
     raise ValueError("this stage is broken")
-worker = subprocess.Popen([sys.executable, "-c", "from dense_ssl.processes import die_with_parent; die_with_parent(); import time; time.sleep(60)"])
+sleep = "from dense_ssl.processes import die_with_parent; die_with_parent(); import time; time.sleep(60)"
+worker = subprocess.Popen([sys.executable, "-c", sleep])
 state = read_json(folder / "state.json") if (folder / "state.json").is_file() else {"step": 0, "digest": "".join(
     read_json(Path(need) / "state.json")["digest"] for need in needs)}
 while state["step"] < steps:  # it goes on from its last step
     state = {"step": state["step"] + 1, "digest": hashlib.sha256(f"{state}".encode()).hexdigest()}
     write_json(folder / "state.json", state)
     time.sleep(0.2)
-assert worker.poll() is None, 'the worker was killed'
+    assert worker.poll() is None, "the worker was killed"
 worker.kill()
 with open(folder.parents[1] / "log", "a") as log:
     print("end", folder.name, os.environ["CUDA_VISIBLE_DEVICES"] or "-", time.time(), file=log)
@@ -47,22 +48,29 @@ class Graph:
 
     def __init__(self, folder: Path, stages: dict[str, list[str]], steps: int = 2, gpus: int = 0, **parameters):
         self.runs, self.file = folder / "runs", folder / "graph.json"
-        head = nbformat.v4.new_code_cell("folder, needs, steps, broken = '', [], 1, ''", metadata={"tags": ["parameters"]})
+        head = nbformat.v4.new_code_cell("folder, needs, steps, broken = '', [], 1, ''",
+                                         metadata={"tags": ["parameters"]})
         nbformat.write(nbformat.v4.new_notebook(cells=[head, nbformat.v4.new_code_cell(WORK)], metadata={"kernelspec": {
             "name": "python3", "display_name": "Python 3", "language": "python"}}), folder / "work.ipynb")
         place = {name: self.runs / "prepare" / f"{name}-00000000" for name in stages}
         self.entries = [{
-            "table": "fake.T1", "row": name, "seed": 0, "profile": "fake", "stage": "prepare", "kind": "prepare", "folder": str(place[name]),
-            "notebook": str(folder / "work.ipynb"), "needs": [str(place[n]) for n in needs], "identity": {"name": name}, "code": {},
-            "cost": f"fake/prepare/{name}", "resources": {"threads": 1, "gpus": gpus, "nodes": 1, "mem_mb": 100, "runtime": 5},
-            "parameters": {"folder": str(place[name]), "needs": [str(place[n]) for n in needs], "steps": steps, **parameters.get(name, {})},
+            "table": "fake.T1", "row": name, "seed": 0, "profile": "fake", "stage": "prepare", "kind": "prepare",
+                         "folder": str(place[name]),
+            "notebook": str(folder / "work.ipynb"), "needs": [str(place[n]) for n in needs], "identity": {"name": name},
+                         "code": {},
+            "cost": f"fake/prepare/{name}", "resources": {"threads": 1, "gpus": gpus, "nodes": 1, "mem_mb": 100,
+                                                          "runtime": 5},
+            "parameters": {"folder": str(place[name]), "needs": [str(place[n]) for n in needs], "steps": steps,
+                           **parameters.get(name, {})},
         } for name, needs in stages.items()]
         self.runs.mkdir(), self.file.write_text(json.dumps(self.entries))
 
     def start(self, cores: int = 2, env: dict[str, str] | None = None, *options: str) -> subprocess.Popen:
         command = [sys.executable, "-c", RUN, str(self.file), str(self.runs), str(cores), *options]
-        paths = {"PYTHONPATH": str(ROOT), "DENSE_SSL_ROOT": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.Popen(command, cwd=self.runs, env={**os.environ, **paths, **(env or {})}, stdout=subprocess.PIPE, text=True)
+        paths = {"PYTHONPATH": str(ROOT), "DENSE_SSL_ROOT": str(ROOT), "OMP_NUM_THREADS": "1",
+                 "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.Popen(command, cwd=self.runs, env={**os.environ, **paths, **(env or {})},
+                                stdout=subprocess.PIPE, text=True)
 
     def run(self, *args, **kwargs) -> list[str]:
         out, _ = (process := self.start(*args, **kwargs)).communicate(timeout=300)
@@ -81,7 +89,7 @@ def processes_of(folder: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
-            if str(folder) in " ".join(process.cmdline()) or (process.cwd() == str(folder) and process.pid != os.getpid()):
+            if str(folder) in f"{process.cwd()} {process.cmdline()}":
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
@@ -101,7 +109,8 @@ def test_a_graph_runs_past_failures_and_only_what_is_missing(tmp_path):
     graph = Graph(tmp_path, {"a": [], "b": ["a"], "x": [], "y": ["x"]}, gpus=1, x={"broken": str(tmp_path / "broken")})
     two = {"CUDA_VISIBLE_DEVICES": "3,5"}
     failed = graph.run(2, two)
-    assert len(failed) == 2 and failed[0].startswith("x-00000000 (fake.T1.x)") and "ValueError: this stage is broken" in failed[0]
+    assert len(failed) == 2 and failed[0].startswith("x-00000000 (fake.T1.x)")
+    assert "ValueError: this stage is broken" in failed[0]
     assert failed[1].endswith("waits for x-00000000")
     names = [words[1][0] for words in graph.log() if words[0] == "begin"]
     assert sorted(names) == ["a", "b", "x"]
@@ -129,23 +138,29 @@ def test_a_graph_runs_past_failures_and_only_what_is_missing(tmp_path):
     assert cost["seconds"] > 0.2 and cost["bytes"] > 100
 
 
-@pytest.mark.parametrize("victim", ["snakemake", "papermill", "worker"])
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path, victim):
-    graph = Graph(tmp_path, {"a": [], "b": ["a"]}, steps=8)
-    process = graph.start()
-    wait_for(lambda: (graph.runs / "prepare" / "a-00000000" / "state.json").is_file())
-    words = {"snakemake": "-m snakemake", "papermill": "-m papermill", "worker": "time.sleep(60)"}[victim]
-    (found,) = [p for p in psutil.Process(process.pid).children(recursive=True) if words in " ".join(p.cmdline())]
-    os.kill(found.pid, signal.SIGKILL)
-    out, _ = process.communicate(timeout=120)
-    failed = json.loads(out)
-    assert len(failed) == 2 and ("waits for" in failed[1])
-    wait_for(lambda: not processes_of(tmp_path), 20)  # a notebook's kernel looks once a second whether papermill is there
-    assert not list(tmp_path.rglob("*.tmp")) and not (graph.runs / "prepare" / "a-00000000" / "done.json").exists()
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
+    graph = Graph(tmp_path, {"a": [], "b": ["a"]}, steps=20)
+    folder = graph.runs / "prepare" / "a-00000000"
+    words = {"worker": "time.sleep(60)", "papermill": "-m papermill", "snakemake": "-m snakemake"}
+    for k, victim in enumerate(words):
+        began, process = len(graph.log()) if k else 0, graph.start()
+        wait_for(lambda began=began: (graph.runs / "log").is_file() and len(graph.log()) > began)
+        time.sleep(0.3 + 0.4 * k)
+        (found,) = [p for p in psutil.Process(process.pid).children(recursive=True)
+                    if words[victim] in " ".join(p.cmdline())]
+        os.kill(found.pid, signal.SIGKILL)
+        out, _ = process.communicate(timeout=120)
+        failed = json.loads(out)
+        assert len(failed) == 2 and "waits for a-00000000" in failed[1], failed
+        assert ("the worker was killed" if victim == "worker" else "SIGKILL" if victim == "papermill"
+                else "was not run") in failed[0]
+        wait_for(lambda: not processes_of(tmp_path),
+                 20)  # a notebook's kernel looks once a second whether papermill is there
+        assert not list(tmp_path.rglob("*.tmp")) and not (folder / "done.json").exists()
     assert graph.run() == []
 
     def digest(state: dict) -> str:
-        for step in range(8):
+        for step in range(20):
             state = {"step": step + 1, "digest": hashlib.sha256(f"{state}".encode()).hexdigest()}
         return state["digest"]
 

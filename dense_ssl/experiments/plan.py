@@ -133,6 +133,8 @@ def _regions(data: dict[str, Any], kind: str, at: Setting) -> tuple[dict[str, An
     tree = folder / f"regions-{kind}"
     if tree.is_dir() and not (tree / "tree.json").is_file():  # made elsewhere
         return {"regions": str(tree)}, ()
+    if tree.name not in read_yaml("prepare.yaml"):
+        raise Missing(f"needs {tree.name}/ beside the images")
     return {"regions": str(tree)}, _prepared(f"regions-{kind}", {"root": str(folder), "key": data["key"]}, at)
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #pretrain-parameters
