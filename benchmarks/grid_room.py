@@ -31,8 +31,10 @@ WATCHED = ("loss", "positives", "anchors_without_positives", "spread", "effectiv
 
 def measure(job, folder: Path, train, test) -> dict:
     "Train a row, evaluate it, and what the training's first and last lines said."
-    scratch = job.stages["pretrain"].identity["method"] == "scratch"
-    pretrain(Pretrain(**{**job.stages["pretrain"].identity, **NETWORK, **({} if scratch else BUDGET)}), folder, Launch(threads=1, tensorboard=False, progress=False))
+    settings = job.stages["pretrain"].identity
+    scratch = settings["method"] == "scratch"
+    config = Pretrain(**{**settings, **NETWORK, **({} if scratch else BUDGET)})
+    pretrain(config, folder, Launch(threads=1, tensorboard=False, progress=False))
     encoder = load_encoder(folder).eval()
     coherence, probe = object_coherence(encoder, test, SIZE, progress=False), linear_probe(encoder, train, test, SIZE, progress=False)
     lines = [] if scratch else [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

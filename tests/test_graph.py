@@ -7,18 +7,16 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
 import psutil
 
+from dense_ssl.experiments.reproduce import failures, snakemake
+
 ROOT = Path(__file__).parents[1]
-RUN = ("import json, sys; from pathlib import Path; from dense_ssl.experiments.reproduce import failures, snakemake\n"
-       "said = snakemake(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:], lambda line: None)\n"
-       "print(json.dumps(failures(json.loads(Path(sys.argv[1]).read_text()))))")
 WORK = """
 import hashlib, os, subprocess, sys, time
 from pathlib import Path
@@ -46,7 +44,7 @@ with open(folder.parents[1] / "log", "a") as log:
 class Graph:
     """A plan of tiny stages below `folder`: name -> what it needs, and the rest of an entry."""
 
-    def __init__(self, folder: Path, stages: dict[str, list[str]], steps: int = 2, gpus: int = 0, **parameters):
+    def __init__(self, folder: Path, stages: dict[str, list[str]], steps: int = 1, gpus: int = 0, **parameters):
         self.runs, self.file = folder / "runs", folder / "graph.json"
         head = nbformat.v4.new_code_cell("folder, needs, steps, broken = '', [], 1, ''",
                                          metadata={"tags": ["parameters"]})
@@ -65,17 +63,17 @@ class Graph:
         } for name, needs in stages.items()]
         self.runs.mkdir(), self.file.write_text(json.dumps(self.entries))
 
-    def start(self, cores: int = 2, env: dict[str, str] | None = None, *options: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", RUN, str(self.file), str(self.runs), str(cores), *options]
-        paths = {"PYTHONPATH": str(ROOT), "DENSE_SSL_ROOT": str(ROOT), "OMP_NUM_THREADS": "1",
-                 "CUDA_VISIBLE_DEVICES": ""}
-        return subprocess.Popen(command, cwd=self.runs, env={**os.environ, **paths, **(env or {})},
-                                stdout=subprocess.PIPE, text=True)
+    def start(self, cores: int = 2, *options: str) -> Future:
+        "What is not done, and why, once Snakemake has ended."
 
-    def run(self, *args, **kwargs) -> list[str]:
-        out, _ = (process := self.start(*args, **kwargs)).communicate(timeout=300)
-        assert process.returncode == 0
-        return json.loads(out)
+        def carry_out() -> list[str]:
+            snakemake(self.file, self.runs, cores, list(options))
+            return failures(self.entries)
+
+        return ThreadPoolExecutor(1).submit(carry_out)
+
+    def run(self, cores: int = 2, *options: str) -> list[str]:
+        return self.start(cores, *options).result(300)
 
     def log(self) -> list[list[str]]:
         return [line.split() for line in (self.runs / "log").read_text().splitlines()]
@@ -104,11 +102,11 @@ def wait_for(condition, seconds: float = 120):
     return found
 
 
-def test_a_graph_runs_past_failures_and_only_what_is_missing(tmp_path):
+def test_a_graph_runs_past_failures_and_only_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     (tmp_path / "broken").touch()
     graph = Graph(tmp_path, {"a": [], "b": ["a"], "x": [], "y": ["x"]}, gpus=1, x={"broken": str(tmp_path / "broken")})
-    two = {"CUDA_VISIBLE_DEVICES": "3,5"}
-    failed = graph.run(2, two)
+    failed = graph.run()
     assert len(failed) == 2 and failed[0].startswith("x-00000000 (fake.T1.x)")
     assert "ValueError: this stage is broken" in failed[0]
     assert failed[1].endswith("waits for x-00000000")
@@ -125,15 +123,14 @@ def test_a_graph_runs_past_failures_and_only_what_is_missing(tmp_path):
     (tmp_path / "broken").unlink()
     digests, before = graph.digests(), len(graph.log())
     shutil.rmtree(graph.runs / "prepare" / "a-00000000")
-    assert graph.run(2, two) == []
+    assert graph.run() == []
     names = [words[1][0] for words in graph.log()[before:] if words[0] == "begin"]
     assert sorted(names) == ["a", "b", "x", "y"]  # the deleted run and what depends on it, and what had failed
     assert graph.digests().items() >= digests.items()
 
     before, began = graph.log(), os.times()
-    assert graph.run(2, two) == [] and graph.log() == before
-    spent = os.times()
-    assert spent.children_user + spent.children_system - began.children_user - began.children_system < 30
+    assert graph.run() == [] and graph.log() == before
+    assert sum(os.times()[:4]) - sum(began[:4]) < 30  # processor time, of children too
     cost = json.loads((graph.runs / "prepare" / "a-00000000" / "cost.json").read_text())["costs"]["fake/prepare/a"]
     assert cost["seconds"] > 0.2 and cost["bytes"] > 100
 
@@ -143,19 +140,16 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
     folder = graph.runs / "prepare" / "a-00000000"
     words = {"worker": "time.sleep(60)", "papermill": "-m papermill", "snakemake": "-m snakemake"}
     for k, victim in enumerate(words):
-        began, process = len(graph.log()) if k else 0, graph.start()
+        began, run = len(graph.log()) if k else 0, graph.start()
         wait_for(lambda began=began: (graph.runs / "log").is_file() and len(graph.log()) > began)
         time.sleep(0.3 + 0.4 * k)
-        (found,) = [p for p in psutil.Process(process.pid).children(recursive=True)
-                    if words[victim] in " ".join(p.cmdline())]
+        (found,) = [p for p in psutil.Process().children(recursive=True) if words[victim] in " ".join(p.cmdline())]
         os.kill(found.pid, signal.SIGKILL)
-        out, _ = process.communicate(timeout=120)
-        failed = json.loads(out)
+        failed = run.result(120)
         assert len(failed) == 2 and "waits for a-00000000" in failed[1], failed
         assert ("the worker was killed" if victim == "worker" else "SIGKILL" if victim == "papermill"
                 else "was not run") in failed[0]
-        wait_for(lambda: not processes_of(tmp_path),
-                 20)  # a notebook's kernel looks once a second whether papermill is there
+        wait_for(lambda: not processes_of(tmp_path), 20)  # a kernel looks once a second whether papermill is there
         assert not list(tmp_path.rglob("*.tmp")) and not (folder / "done.json").exists()
     assert graph.run() == []
 

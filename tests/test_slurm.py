@@ -1,7 +1,6 @@
 """The graph on a SLURM of one machine: a chain of two stages, a preempted job that goes on, a failed job that is
 named."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,7 @@ PROFILE = ("--workflow-profile", str(ROOT / "nbs" / "10_experiments" / "slurm"),
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory):
-    "The environment of a running one-machine SLURM."
+    "The configuration of a running one-machine SLURM."
     missing = [name for name in ("slurmctld", "slurmd", "munged", "sbatch") if shutil.which(name) is None]
     if os.geteuid() != 0:
         pytest.skip("starting SLURM needs root")
@@ -25,29 +24,28 @@ def slurm(tmp_path_factory):
     try:
         if started.returncode:
             pytest.skip(f"SLURM does not start here: {started.stderr.strip()[-300:]}")
-        yield {"SLURM_CONF": str(folder / "slurm.conf")}
+        yield str(folder / "slurm.conf")
     finally:
         subprocess.run([ROOT / "tests" / "slurm.sh", "stop", folder], check=True)
 
 
-def test_a_preempted_job_goes_on_and_a_failed_one_is_named(tmp_path, slurm):
-    env = {**os.environ, **slurm}
+def test_a_preempted_job_goes_on_and_a_failed_one_is_named(tmp_path, slurm, monkeypatch):
+    monkeypatch.setenv("SLURM_CONF", slurm)
     (tmp_path / "broken").touch()
     graph = Graph(tmp_path, {"a": [], "b": ["a"], "x": []}, steps=30, x={"broken": str(tmp_path / "broken")})
-    process = graph.start(2, slurm, *PROFILE)
+    run = graph.start(2, *PROFILE)
     state = graph.runs / "prepare" / "a-00000000" / "state.json"
     wait_for(lambda: state.is_file() and '"step": 5' in state.read_text(), 240)
     # another's job takes the whole machine: SLURM ends the stage's job and queues it again
     other = ["sbatch", "--parsable", "-p", "urgent", "--exclusive", "--wrap", "sleep 3", "--output", "/dev/null"]
-    subprocess.run(other, env=env, check=True, capture_output=True)
-    out, _ = process.communicate(timeout=500)
-    failed = json.loads(out)
+    subprocess.run(other, check=True, capture_output=True)
+    failed = run.result(500)
     assert len(failed) == 1 and failed[0].startswith("x-00000000 (fake.T1.x)") and "this stage is broken" in failed[0]
     begun = [words[1][0] for words in graph.log() if words[0] == "begin"]
     ended = [words[1][0] for words in graph.log() if words[0] == "end"]
     assert begun.count("a") == 2 and ended.count("a") == 1, graph.log()  # preempted once, and finished
     assert ended == ["a", "b"]
-    jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], env=env, capture_output=True,
+    jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], capture_output=True,
                           text=True).stdout.split()
     assert set(jobs) <= {"COMPLETED", "FAILED"}, jobs
     clean = tmp_path / "clean"

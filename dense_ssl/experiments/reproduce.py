@@ -8,6 +8,7 @@ __all__ = ['snakemake', 'Progress', 'failures', 'reproduce', 'main']
 # %% ../../nbs/10_experiments/00_reproduce.ipynb #imports
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,8 +24,8 @@ from .stage import gpus
 from .tables import compared
 
 # %% ../../nbs/10_experiments/00_reproduce.ipynb #snakemake
-def snakemake(graph: Path, runs: Path, cores: int | None, options: list[str], show: Callable[[str], None],
-              tables: Path | None = None, **limits: int) -> str:
+def snakemake(graph: Path, runs: Path, cores: int | None, options: list[str], tables: Path | None = None,
+              **limits: int) -> str:
     """Carry out the graph in the file `graph`; the end of what Snakemake says where not all of it could be, else empty.
 
     tables: draw them as well, into this folder. limits: of resources for all stages together, such as gpus.
@@ -38,22 +39,31 @@ def snakemake(graph: Path, runs: Path, cores: int | None, options: list[str], sh
                "--resources", *(f"{k}={v}" for k, v in limits.items()), "--keep-going", "--rerun-triggers", "mtime",
                "--scheduler", "greedy", "--nolock", "--ignore-incomplete", "--drop-metadata", *options]
     try:
-        run_processes([command], graph.with_suffix(""), show)
+        run_processes([command], graph.with_suffix(""))
     except RuntimeError as error:
         return str(error)
     return ""
 
 # %% ../../nbs/10_experiments/00_reproduce.ipynb #progress
 class Progress:
-    """How many stages of a plan are done, and about how long the others take: a bar, or lines where nobody sees one."""
+    """While it is open: how many stages of a plan are done, and about how long the others take; a bar, or lines where
+    nobody sees one."""
 
     def __init__(self, entries: list[dict[str, Any]], say: Callable[[str], None] = print):
-        waiting = {e["folder"] for e in entries if e["folder"] and not is_done(e["folder"])}
-        self.waiting, self.total, self.began, self.say = waiting, len(waiting), time.monotonic(), say
+        self.waiting = {e["folder"] for e in entries if e["folder"] and not is_done(e["folder"])}
+        self.total, self.began, self.say, self.over = len(self.waiting), time.monotonic(), say, threading.Event()
         seen = sys.stderr.isatty() or "ipykernel" in sys.modules
-        self.bar = tqdm(total=self.total, unit="stage") if seen and waiting else None
+        self.bar = tqdm(total=self.total, unit="stage") if seen and self.waiting else None
 
-    def __call__(self, line: str = "") -> None:
+    def __enter__(self) -> None:
+        self.thread = threading.Thread(target=lambda: [self() for _ in iter(lambda: self.over.wait(2), True)])
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.over.set(), self.thread.join(), self()
+
+    def __call__(self) -> None:
+        """Tell what has become done since the last time."""
         for folder in sorted(f for f in self.waiting if is_done(f)):
             self.waiting.remove(folder)
             count, spent = self.total - len(self.waiting), time.monotonic() - self.began
@@ -89,13 +99,12 @@ def reproduce(rows: list[Row], profile: str, out: Path | None = None, cores: int
     name = params_hash({"folders": [e["folder"] for e in entries], "out": str(out)})
     graph = runs / ".graph" / f"{profile}-{name}.json"
     write_json(graph, entries)
-    progress = Progress(entries)
-    print(f"{len({e['folder'] for e in entries} - {None})} stages, {progress.total} of them to do")
-    said = snakemake(graph, runs, cores, options, progress, **limits)
-    progress()
+    with Progress(entries):
+        said = snakemake(graph, runs, cores, options, **limits)
     entries += figure_stages(rows, profile, out, runs)
     write_json(graph, entries)
-    said = snakemake(graph, runs, cores, options, Progress(entries), out, **limits) or said
+    with Progress(entries):
+        said = snakemake(graph, runs, cores, options, out, **limits) or said
     for name in dict.fromkeys(row.table.replace(".", "-") for row in rows):
         if (table := out / f"{name}.md").is_file():
             print("\n" + table.read_text(encoding="utf-8"))
