@@ -73,7 +73,6 @@ class Setting:
     """What a plan is made for: a profile, where data lie by name, the folder of runs, keys of `Launch` for every
     pre-training, the threads of a stage and the GPUs of the machine. `made`: the stages so far, by folder."""
 
-    name: str
     profile: dict[str, Any]
     roots: dict[str, str]
     runs: Path
@@ -120,7 +119,9 @@ def _prepared(what: str, values: dict[str, Any], at: Setting) -> tuple[Stage, ..
         return ()
     needs = tuple(s for need in entry.get("needs", []) for s in _prepared(need, values, at))
     parameters = merge(fill(entry["parameters"], values), at.profile.get("notebooks", {}).get(entry["notebook"]))
-    name = f"{what}-{values['key']}"
+    name, shards = f"{what}-{values['key']}", at.profile.get("shards", {}).get(what, 0)
+    parts = [parameters | {"shard": k, "shards": shards} for k in range(shards)]
+    needs += tuple(at.stage("prepare", name, entry["notebook"], p, p, [entry["code"]], needs) for p in parts)
     return (at.stage("prepare", name, entry["notebook"], parameters, parameters, [entry["code"]], needs),)
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #regions
@@ -304,7 +305,7 @@ def plan(profile: str, select: Selection | None = None, roots: dict[str, str] | 
     Raises: `ValueError` for an unknown profile, table or row, or settings that cannot be meant.
     """
     rows, settings = list(select_rows(profile, select)), read_yaml("profiles.yaml")[profile]
-    at = Setting(profile, settings, roots or {}, runs or runs_root(), **{"launch": {}, **given})
+    at = Setting(settings, roots or {}, runs or runs_root(), **{"launch": {}, **given})
     own = {paper: entry.get("seeds") for paper, entry in settings.get("papers", {}).items()}
     return [plan_row(Row(table, row, seed), at) for table, row in rows
             for seed in seeds or own.get(table.split(".")[0]) or settings["seeds"]]
@@ -373,12 +374,11 @@ def as_json(rows: list[Row], profile: str) -> list[dict[str, Any]]:
     return entries
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #figure-stages
-def figure_stages(rows: list[Row], profile: str, out: Path, runs: Path,
-                  seed: int | None = None) -> list[dict[str, Any]]:
+def figure_stages(rows: list[Row], profile: str, out: Path, runs: Path) -> list[dict[str, Any]]:
     """The entries of the figures of every paper that `rows` have finished encoders for (of the first seed), drawn
     into `out`."""
-    entries, seed = [], rows[0].seed if seed is None else seed
-    settings = Setting(profile, read_yaml("profiles.yaml")[profile], {}, runs, {})
+    entries, seed = [], rows[0].seed
+    settings = Setting(read_yaml("profiles.yaml")[profile], {}, runs, {})
     for paper in dict.fromkeys(row.table.split(".")[0] for row in rows):
         entry, found = read_yaml(f"{paper}.yaml").get("figures"), {}
         wanted = {f"{paper}.{t}" for t in (entry or {}).get("tables", [])} & {row.table for row in rows}

@@ -87,14 +87,12 @@ def failures(entries: list[dict[str, Any]]) -> list[str]:
 
 # %% ../../nbs/10_experiments/00_reproduce.ipynb #reproduce
 def reproduce(rows: list[Row], profile: str, out: Path | None = None, cores: int | None = None,
-              options: list[str] | None = None,
-              runs: Path | None = None, **limits: int) -> bool:
-    """Runs, tables and figures of a plan; prints where they are and what failed. Whether everything that could be run
-    was.
+              options: list[str] | None = None, **limits: int) -> bool:
+    """Runs, tables and figures of a plan; prints where they are and what failed. Whether all that could be run was.
 
     cores: for all stages together. options: of Snakemake, such as `--workflow-profile nbs/10_experiments/slurm`.
     """
-    began, runs, out = time.monotonic(), runs or runs_root(), (out or repo_root() / "figures" / profile).resolve()
+    began, runs, out = time.monotonic(), runs_root(), (out or repo_root() / "figures" / profile).resolve()
     entries, options = as_json(rows, profile), options or []
     name = params_hash({"folders": [e["folder"] for e in entries], "out": str(out)})
     graph = runs / ".graph" / f"{profile}-{name}.json"

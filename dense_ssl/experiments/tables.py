@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core import atomic_path, is_done, read_json, repo_root, write_json
 from ..evaluation.catalog import PROTOCOLS, protocol_metric
-from .rows import merge, read_yaml, select_rows
+from .rows import read_yaml, select_rows
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #metrics
 def metrics(protocols: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -45,14 +45,11 @@ def value(result: dict[str, Any], path: str) -> float | None:
     return None
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #portable
-def _portable(parameters: dict[str, Any]) -> dict[str, Any]:
-    "Parameters with the data's folders as seen from the project's."
-    data = parameters.get("data", {})
-    if not isinstance(data, dict) or not data.get("root"):
-        return parameters
-    options = {k: os.path.relpath(v, repo_root()) for k, v in data["options"].items()
-               if isinstance(v, str) and os.path.isabs(v)}
-    return merge(parameters, {"data": {"root": os.path.relpath(data["root"], repo_root()), "options": options}})
+def _portable(value: Any) -> Any:
+    "Settings with folders as seen from the project's."
+    if isinstance(value, dict):
+        return {k: _portable(v) for k, v in value.items()}
+    return os.path.relpath(value, repo_root()) if isinstance(value, str) and os.path.isabs(value) else value
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #result
 def result(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -71,9 +68,8 @@ def result(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
             "data_version": (made or done)["data_version"], "hardware": made["device"] if made else done["hardware"],
             "env": env}
     if "coherence" in found:
-        of_colours = {m: value(found["coherence"]["raw_colours"], c["value"])
-                      for m, c in columns.items() if c["protocol"] == "coherence"}
-        said["raw_colours"] = of_colours
+        said["raw_colours"] = {m: value(found["coherence"]["raw_colours"], c["value"])
+                               for m, c in columns.items() if c["protocol"] == "coherence"}
     data = [f"{k}={v}" for k, v in last["roots"].items()]
     command = ["make reproduce", f"PROFILE={last['profile']}", f"TABLES={last['table']}",
                *([f'DATA="{" ".join(data)}"'] if data else [])]
