@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
 NOT_NEEDED = {"jupyterlab", "notebook", "jupyter-server", "ipykernel", "ipywidgets", "ipython", "nbdev", "nbclient", "nbconvert", "papermill",
-              "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
+              "snakemake", "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
 EXPLORERS = {"widgets", "explorer", "region_explorer", "scene_explorer", "label_explorer", "run_explorer", "pca_explorer"}  # of dense_ssl.viz
 OPTIONAL = {"spconv"}  # no extra: its name depends on the CUDA version
 

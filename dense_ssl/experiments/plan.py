@@ -443,7 +443,7 @@ def report(entries: list[dict[str, Any]], runs: Path) -> str:
 # %% ../../nbs/10_experiments/00_plan.ipynb #arguments
 def arguments(prog: str, description: str) -> argparse.ArgumentParser:
     """The options that say which rows are meant."""
-    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description)
+    parser = argparse.ArgumentParser(prog=f"python -m {prog}", description=description, allow_abbrev=False)
     parser.add_argument("--profile", default="quick", help="smoke, quick, small or paper (profiles.yaml)")
     parser.add_argument("--tables", nargs="*", default=[], metavar="PAPER.TABLE[.ROW]",
                         help="instead of the profile's own: pixdepth.T5")

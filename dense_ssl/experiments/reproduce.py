@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from ..core import is_done, params_hash, repo_root, runs_root, write_json
+from ..core import is_done, params_hash, read_json, repo_root, runs_root, write_json
 from ..processes import run_processes
 from .plan import Row, arguments, as_json, figure_stages, planned
 from .rows import EXPERIMENTS
@@ -33,7 +33,9 @@ def snakemake(graph: Path, runs: Path, cores: int | None, options: list[str], ta
     limits = {"gpus": len(gpus())} | limits
     if not any(o.startswith(("--workflow-profile", "--executor")) for o in options):  # a cluster has its own limits
         options = ["--cores", str(cores or os.cpu_count()), *options]
-        limits["mem_mb"] = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+        # a stage that is said to need more than there is runs alone
+        limits["mem_mb"] = max([memory, *(e["resources"]["mem_mb"] for e in read_json(graph) if e["folder"])])
     command = [sys.executable, "-m", "snakemake", "--snakefile", str(repo_root() / EXPERIMENTS / "Snakefile"),
                "--directory", str(runs), "--config", f"graph={graph}", *([f"tables={tables}"] if tables else []),
                "--resources", *(f"{k}={v}" for k, v in limits.items()), "--keep-going", "--rerun-triggers", "mtime",
