@@ -337,7 +337,7 @@ def state(stage: Stage) -> str:
         return "done"
     if is_done(stage.folder) or not (before := earlier(stage)):
         return "to do"
-    return f"stale: {before[0].name} was made by other code" + (f": {', '.join(before[1])}" if before[1] else "")
+    return f"stale: {before[0].name} was made by other code: {', '.join(before[1]) or 'that of a stage it needs'}"
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #costs
 def costs(runs: Path) -> dict[str, dict[str, float]]:
