@@ -1,12 +1,23 @@
 # make reproduce: everything from nothing to tables and figures.   make test: everything that must hold.
+# make plan: what make reproduce would do.   make tables: the published tables again, from runs/published.
 PYTHON ?= python3
 BIN = .venv/bin
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: reproduce test arithmetic lab install readme notebooks clean
+.PHONY: reproduce plan tables test arithmetic lab install readme notebooks clean
+
+# make reproduce PROFILE=small TABLES="pixdepth.N1 geosets.W1.ours" DATA="nyuv2=/data/nyuv2" CORES=8 OPTIONS="..." (of Snakemake)
+PROFILE ?= quick
+ROWS = --profile $(PROFILE) $(if $(TABLES),--tables $(TABLES)) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
 
 reproduce: .venv/installed
-	$(BIN)/python -m dense_ssl.experiments.registry --profile quick
+	$(BIN)/python -m dense_ssl.experiments.reproduce $(ROWS) $(if $(CORES),--cores $(CORES)) $(OPTIONS)
+
+plan: .venv/installed
+	$(BIN)/python -m dense_ssl.experiments.plan $(ROWS)
+
+tables: .venv/installed
+	$(BIN)/python -m dense_ssl.experiments.tables
 
 test: .venv/installed
 	$(BIN)/python tests/run.py

@@ -1,6 +1,6 @@
 """What the features of CPCDR's runs on the street world vary with: place, image, class; for every finished run of table W1.
 
-    python benchmarks/cpcdr_shares.py --profile small        # after `python -m dense_ssl.experiments.registry --profile small`
+    python benchmarks/cpcdr_shares.py --profile small        # after `python -m dense_ssl.experiments.reproduce --profile small`
 """
 
 import argparse
@@ -12,7 +12,7 @@ import torch
 from dense_ssl.core import environment, is_done, read_json, write_json
 from dense_ssl.data.catalog import open_data
 from dense_ssl.evaluation.shares import variance_shares
-from dense_ssl.experiments.registry import plan
+from dense_ssl.experiments.plan import plan
 from dense_ssl.methods.catalog import load_method
 from dense_ssl.viz.pca import Embedder
 
@@ -25,11 +25,11 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     test, rows = None, {}
     for job in plan(given.profile, {"cpcdr": {"W1": "all"}}):
-        if job.row["pretrain"]["method"] != "cpcdr" or not is_done(job.evaluated):
+        if job.row["pretrain"]["method"] != "cpcdr" or not is_done(job.stages["evaluate"].folder):
             continue
-        test = test or open_data("street", "test", size=job.evaluate["data_options"]["size"], count=given.images)
-        shares = variance_shares(Embedder(load_method(job.pretrained), 32), test, tuple(job.evaluate["size"]))
-        done, cluster = read_json(job.pretrained / "done.json"), read_json(job.evaluated / "clustering.json")
+        test = test or open_data("street", "test", size=job.stages["evaluate"].parameters["data_options"]["size"], count=given.images)
+        shares = variance_shares(Embedder(load_method(job.stages["pretrain"].folder), 32), test, tuple(job.stages["evaluate"].parameters["size"]))
+        done, cluster = read_json(job.stages["pretrain"].folder / "done.json"), read_json(job.stages["evaluate"].folder / "clustering.json")
         found = {**shares, "clustering mIoU": cluster["miou"], "last loss": done["loss_last"]}
         for name, value in found.items():
             rows.setdefault(job.row["label"], {}).setdefault(name, []).append(round(value, 4))

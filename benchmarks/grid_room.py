@@ -2,7 +2,7 @@
 
     python benchmarks/grid_room.py --seeds 0        # rows and settings of beyond.G1, profile quick, but for those below
 
-One process, no notebooks. Rows on auxiliary labels have a stage of their own and are left to `python -m dense_ssl.experiments.registry`.
+One process, no notebooks. Rows on auxiliary labels have a stage of their own and are left to `python -m dense_ssl.experiments.reproduce`.
 What is there already (--out) is not run again.
 """
 
@@ -18,7 +18,7 @@ from dense_ssl.core import environment, read_json, write_json
 from dense_ssl.data.catalog import open_data
 from dense_ssl.evaluation.coherence import object_coherence
 from dense_ssl.evaluation.probe import linear_probe
-from dense_ssl.experiments.registry import plan
+from dense_ssl.experiments.plan import plan
 from dense_ssl.models.encoders import load_encoder
 from dense_ssl.training.configuration import Launch, Pretrain
 from dense_ssl.training.loop import pretrain
@@ -31,8 +31,10 @@ WATCHED = ("loss", "positives", "anchors_without_positives", "spread", "effectiv
 
 def measure(job, folder: Path, train, test) -> dict:
     "Train a row, evaluate it, and what the training's first and last lines said."
-    scratch = job.pretrain["method"] == "scratch"
-    pretrain(Pretrain(**{**job.pretrain, **NETWORK, **({} if scratch else BUDGET)}), folder, Launch(threads=1, tensorboard=False, progress=False))
+    settings = job.stages["pretrain"].identity
+    scratch = settings["method"] == "scratch"
+    config = Pretrain(**{**settings, **NETWORK, **({} if scratch else BUDGET)})
+    pretrain(config, folder, Launch(threads=1, tensorboard=False, progress=False))
     encoder = load_encoder(folder).eval()
     coherence, probe = object_coherence(encoder, test, SIZE, progress=False), linear_probe(encoder, train, test, SIZE, progress=False)
     lines = [] if scratch else [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -52,7 +54,7 @@ if __name__ == "__main__":
     rows = read_json(given.out)["rows"] if given.out.is_file() else {}
     for job in plan("quick", {"beyond": {"G1": given.rows or "all"}}, seeds=given.seeds):
         name, seed, began = job.row["label"], str(job.seed), time.perf_counter()
-        if job.labels or seed in rows.get(name, {}):
+        if "labels" in job.stages or seed in rows.get(name, {}):
             continue
         with tempfile.TemporaryDirectory() as folder:
             rows.setdefault(name, {})[seed] = measure(job, Path(folder), train, test)

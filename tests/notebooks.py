@@ -21,7 +21,7 @@ from cells import run_apart
 
 PYTHON, ROOT = Path(sys.executable), Path(__file__).parents[1]
 SLOWEST = (
-    "nbs/10_experiments/00_registry.ipynb",
+    "tests/test_graph.py",
     "tests/test_gpu_rehearsal.py",
     "tests/test_training.py",
     "tests/test_explorer.py",

@@ -21,7 +21,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
 NOT_NEEDED = {"jupyterlab", "notebook", "jupyter-server", "ipykernel", "ipywidgets", "ipython", "nbdev", "nbclient", "nbconvert", "papermill",
-              "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
+              "snakemake", "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
 EXPLORERS = {"explorer", *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs"))}  # of dense_ssl.viz
 
 LIGHT = """
@@ -51,7 +51,7 @@ said = {"file": dense_ssl.__file__, "missing": missing, "there": [d.metadata["Na
         "imported": len([name for name in sys.modules if name.split(".")[0] == "dense_ssl"])}
 
 from dense_ssl.core import read_json
-from dense_ssl.experiments.registry import read_yaml
+from dense_ssl.experiments.rows import read_yaml
 from dense_ssl.models.encoders import read_weights
 from dense_ssl.training.configuration import Launch, Pretrain, parse
 from dense_ssl.training.launch import run_pretrain
