@@ -6,37 +6,37 @@
 __all__ = ['DATASETS', 'WORLDS', 'data_modules', 'Cached', 'open_data']
 
 # %% ../../nbs/02_data/09_catalog.ipynb #0d2fae29
-import inspect
+from collections.abc import Mapping
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
+from ..core import find_named
 from .views import Sample
 
 # %% ../../nbs/02_data/09_catalog.ipynb #datasets
 DATASETS = {  # name: module of this room, what in it makes the dataset
-    "room": ("room", "RoomWorld"),
-    "street": ("street", "StreetWorld"),
-    "borehole": ("borehole", "BoreholeWorld"),
+    "room": ("worlds.room", "RoomWorld"),
+    "street": ("worlds.street", "StreetWorld"),
+    "borehole": ("worlds.borehole", "BoreholeWorld"),
     "folder": ("folders", "ImageFolder"),
     "splits": ("folders", "splits"),
     "nyuv2": ("nyuv2", "NYUv2"),
-    "room_pairs": ("sequences", "room_pairs"),
-    "sequence_pairs": ("sequences", "sequence_pairs"),
+    "room_pairs": ("frame_pairs", "room_pairs"),
+    "sequence_pairs": ("frame_pairs", "sequence_pairs"),
     "video": ("video", "VideoFolder"),
 }
 WORLDS = ("room", "street", "borehole")
 
-
-def _import(module: str, name: str) -> Any:
-    return getattr(import_module(f"dense_ssl.data.{module}"), name)
-
-
+# %% ../../nbs/02_data/09_catalog.ipynb #data-modules
 def data_modules(name: str, proposals: str | dict | None = None, pieces: str | None = None, **_: Any) -> list[str]:
-    """The modules whose code makes the samples of `open_data` with these arguments. Raises: `ValueError` for an unknown name."""
-    if name not in DATASETS:
-        raise ValueError(f"dataset {name!r} is unknown; there are {', '.join(DATASETS)}")
-    used = ["catalog", DATASETS[name][0], *(["proposals"] if proposals else []), *(["pieces"] if pieces else [])]
+    """The modules whose code makes the samples of `open_data` with these arguments.
+
+    Raises: `ValueError` for an unknown name.
+    """
+    module = find_named("dataset", name, DATASETS)[0]
+    used = ["catalog", module, *(["proposals"] if proposals else []), *(["pieces"] if pieces else [])]
     return [f"dense_ssl.data.{module}" for module in used]
 
 # %% ../../nbs/02_data/09_catalog.ipynb #cached
@@ -45,7 +45,8 @@ class Cached:
 
     def __init__(self, dataset: Any):
         self.dataset, self.samples = dataset, {}
-        self.name, self.version, self.classes, self.split = dataset.name, dataset.version, dataset.classes, dataset.split
+        self.name, self.version, self.split = dataset.name, dataset.version, dataset.split
+        self.classes = dataset.classes
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -55,28 +56,40 @@ class Cached:
             self.samples[index] = self.dataset[index]
         return self.samples[index]
 
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"samples": {}}  # a worker fills its own
+
+# %% ../../nbs/02_data/09_catalog.ipynb #check-arguments
+def _check_arguments(name: str, known: Mapping[str, Parameter], root: str | Path | None, options: dict) -> None:
+    "ValueError for a root or an option that the dataset does not have, or a root that it needs."
+    for option in options:
+        if option not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise ValueError(f"dataset {name} has no option {option!r}; it has {', '.join(known)}")
+    if (root is None) == ("root" in known):
+        need = "needs a root, the folder where it lies" if root is None else "is rendered and has no root"
+        raise ValueError(f"dataset {name} {need}")
+
 # %% ../../nbs/02_data/09_catalog.ipynb #open-data
-def open_data(name: str, split: str = "train", root: str | Path | None = None, proposals: str | dict[str, Any] | None = None,
-              pieces: str | None = None, **options: Any) -> Any:
+def open_data(name: str, split: str = "train", root: str | Path | None = None,
+              proposals: str | dict[str, Any] | None = None, pieces: str | None = None, **options: Any) -> Any:
     """The dataset `name` with `options` of its class; the worlds are cached in memory.
 
     proposals: regions that are computed when a sample is read, a kind of `data.proposals` or {"kind": ..., options}.
     pieces: "patches" or "objects" of its images instead of whole ones (`data.pieces`).
     Raises: `ValueError` for an unknown name or option, a root that is missing or not wanted.
     """
-    data_modules(name)
-    make = _import(*DATASETS[name])
-    known = inspect.signature(make).parameters
-    free = any(p.kind is p.VAR_KEYWORD for p in known.values())
-    for option in options:
-        if option not in known and not free:
-            raise ValueError(f"dataset {name} has no option {option!r}; it has {', '.join(known)}")
-    rootless = "root" not in known
-    if (root is None) != rootless:
-        raise ValueError(f"dataset {name} {'needs a root, the folder where it lies' if root is None else 'is rendered and has no root'}")
-    dataset = make(split=split, **options) if rootless else make(root, split=split, **options) if "split" in known else make(root, **options)
+    make, rendered = _import(*find_named("dataset", name, DATASETS)), name in WORLDS
+    known = signature(make).parameters
+    _check_arguments(name, known, root, options)
+    places = {"root": root, "split": split}
+    dataset = make(**{k: v for k, v in places.items() if k in known}, **options)
     if pieces:
-        dataset = _import("pieces", "Pieces")(Cached(dataset) if name in WORLDS else dataset, pieces)
+        dataset = _import("pieces", "Pieces")(Cached(dataset) if rendered else dataset, pieces)
     if proposals:
-        dataset = _import("proposals", "Proposed")(dataset, **({"kind": proposals} if isinstance(proposals, str) else proposals))
-    return Cached(dataset) if name in WORLDS else dataset
+        wanted = {"kind": proposals} if isinstance(proposals, str) else proposals
+        dataset = _import("proposals", "Proposed")(dataset, **wanted)
+    return Cached(dataset) if rendered else dataset
+
+
+def _import(module: str, name: str) -> Any:
+    return getattr(import_module(f"dense_ssl.data.{module}"), name)

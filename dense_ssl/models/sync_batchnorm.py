@@ -7,24 +7,10 @@ __all__ = ['ProcessBatchNorm2d', 'sync_batchnorm']
 
 # %% ../../nbs/05_models/02_sync_batchnorm.ipynb #4fc4a854
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from ..processes import place
-
-# %% ../../nbs/05_models/02_sync_batchnorm.ipynb #sumoverprocesses
-class _SumOverProcesses(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        x = x.clone()
-        dist.all_reduce(x)
-        return x
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        grad = grad.clone()
-        dist.all_reduce(grad)
-        return grad
 
 # %% ../../nbs/05_models/02_sync_batchnorm.ipynb #processbatchnorm2d
 class ProcessBatchNorm2d(nn.BatchNorm2d):
@@ -38,9 +24,9 @@ class ProcessBatchNorm2d(nn.BatchNorm2d):
             return super().forward(x)
         values = x.to(torch.promote_types(x.dtype, torch.float32))
         count = values.numel() / values.shape[1] * processes
-        mean = _SumOverProcesses.apply(values.sum((0, 2, 3))) / count
+        mean = all_reduce(values.sum((0, 2, 3))) / count
         centred = values - mean[:, None, None]
-        var = _SumOverProcesses.apply(centred.square().sum((0, 2, 3))) / count
+        var = all_reduce(centred.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked += 1
             self.running_mean.lerp_(mean, self.momentum)

@@ -174,7 +174,8 @@ def _posed_view(frame: Sample, size: tuple[int, int], colour: Colour, flip: floa
 # %% ../../nbs/03_positives/04_geometric_sets.ipynb #check-pair
 def _check_pair(sample: Sample, wants_scene: bool) -> None:
     if not isinstance(sample, PairSample) or sample.second is None:
-        raise ValueError(f"{sample.name} is one frame; posed views need pairs of frames, see data.frame_pairs.FramePairs")
+        raise ValueError(f"{sample.name} is one frame; posed views need pairs of frames, "
+                             "see data.frame_pairs.FramePairs")
     for frame in (sample, sample.second):
         missing = [name for name in ("depth", "K", "pose") if getattr(frame, name) is None]
         if missing or frame.depth_kind != "depth":

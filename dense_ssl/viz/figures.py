@@ -26,13 +26,8 @@ from torch import Tensor
 
 from ..core import atomic_path, environment, write_json
 from ..data.views import Crop, Sample, View, cut, random_crop, sample_generator, stack_views
-<<<<<<< HEAD
 from ..evaluation.labels import colour_map
-from ..geometry.depth import normalize_depth
-=======
-from ..evaluation.segmentation import colour_map
 from ..geometry.depth import normalize_depth, resize_depth
->>>>>>> viz
 from ..positives.masks import depth_mask, distance_mask, distance_scale, pixdepth_masks
 from .heatmaps import DEPTH_TITLES, draw_depth, draw_image, image_rows, same_titles
 

@@ -15,13 +15,8 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
 
-<<<<<<< HEAD
 from ..evaluation.labels import colour_map
-from .heatmaps import draw_image
-=======
-from ..evaluation.segmentation import colour_map
 from .heatmaps import draw_image, image_rows, same_titles
->>>>>>> viz
 
 # %% ../../nbs/09_viz/08_label_figures.ipynb #labels-figure
 def labels_figure(rows: Sequence[tuple[Tensor, dict[str, Tensor]]], width: float = 1.7) -> Figure:

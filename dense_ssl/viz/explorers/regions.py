@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from pydantic import ValidationError
 from scipy.ndimage import find_objects
 
-from ...data.street import StreetWorld
+from ...data.worlds.street import StreetWorld
 from ...data.views import Sample
 from ...geometry.depth import normalize_depth
 from ...geometry.regions import (DEFAULT, Grouping, RegionConfig, boundary_weights, group_superpixels,
