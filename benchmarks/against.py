@@ -74,11 +74,18 @@ def objectives() -> dict[str, Callable[[], object]]:
     network = PointUNet(3, 64, (32, 64, 96))
     weights = list(network.parameters())
     pair, cells = torch.arange(8).repeat_interleave(512), torch.arange(8).repeat_interleave(2400)
-    anchors, candidates, groups, (one, two) = ids(3000, 60, 4000, 12), ids(12000, 60, 4000, 12), ids(8000, 2000)[:, 0], ids(19200, 40, 40).T
+    anchors, candidates, groups, (one, two) = (
+        ids(3000, 60, 4000, 12),
+        ids(12000, 60, 4000, 12),
+        ids(8000, 2000)[:, 0],
+        ids(19200, 40, 40).T,
+    )
     voxels = torch.cat([ids(9000, 2), ids(9000, 60, 60), ids(9000, 2)], 1).unique(dim=0).int()
     rows, scores = rand(len(voxels), 3), F.normalize(rand(16000, 1000), dim=1)
     return {
-        "auxiliary contrast": both(lambda a, c: auxiliary_contrast(a, c, anchors, candidates), (3000, 128), (12000, 128)),
+        "auxiliary contrast": both(
+            lambda a, c: auxiliary_contrast(a, c, anchors, candidates), (3000, 128), (12000, 128)
+        ),
         "prototype loss": both(lambda z, c: prototype_loss(z, c, groups), (8000, 128), (300, 128)),
         "pixel InfoNCE": both(lambda a, b: pixel_infonce(a, b, 0.4, pair), (4096, 64), (4096, 64)),
         "set InfoNCE": both(lambda a, b: set_infonce(a, one, b, two, 0.4, cells, cells), (19200, 64), (19200, 64)),

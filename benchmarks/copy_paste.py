@@ -1,10 +1,14 @@
-"""Copy-paste of one group, 8 images of 384x768 to 16 scenes with about 4.8k pastes, against a plain version, and its growth with the image.
+"""Copy-paste of one group, 8 images of 384x768 to 16 scenes with about 4.8k pastes, against a plain version, and its
+growth with the image.
 
     python benchmarks/copy_paste.py [--rounds 5] [--segments 155] [--out benchmarks/copy_paste.cpu.json]
 
-One thread. The plain version does the same work with Pillow, torchvision and numpy calls on each region's box, every step a call of its own;
-it and the compiled one take turns on the same samples, and the ratio is the median over rounds. Seconds are of the clock and, since other
-programs may run on the machine, of the processor. Then the same images at 2x and 4x the pixels, and what follows in a loader worker.
+One thread. The plain version does the same work with Pillow, torchvision and numpy calls on each region's box, every
+step a call of its own;
+it and the compiled one take turns on the same samples, and the ratio is the median over rounds. Seconds are of the
+clock and, since other
+programs may run on the machine, of the processor. Then the same images at 2x and 4x the pixels, and what follows in a
+loader worker.
 Prints JSON; `--out FILE` keeps it.
 """
 
@@ -31,13 +35,18 @@ from dense_ssl.positives.scenes import Synthesize, make_views, sample_pixels, sa
 
 
 def street_samples(count: int, size: tuple[int, int], segments: int) -> list[Sample]:
-    "Street images; regions: things of the ground truth cut along a SLIC of `segments`, about 200 of them large enough in an image."
+    """Street images; regions: things of the ground truth cut along a SLIC of `segments`, about 200 of them large
+    enough in an image."""
     world, samples = StreetWorld(count=4 * count, size=size), []
     for k in range(count):
         sample = world[4 * k]
-        pieces = slic(sample.image.permute(1, 2, 0).numpy(), n_segments=segments, compactness=10, sigma=1, start_label=0)
+        pieces = slic(
+            sample.image.permute(1, 2, 0).numpy(), n_segments=segments, compactness=10, sigma=1, start_label=0
+        )
         things = pieces * 10**6 + sample.labels.numpy() * 1000 + sample.instances.numpy()
-        samples.append(replace(sample, regions=torch.from_numpy(np.unique(things, return_inverse=True)[1].astype(np.int64))))
+        samples.append(
+            replace(sample, regions=torch.from_numpy(np.unique(things, return_inverse=True)[1].astype(np.int64)))
+        )
     return samples
 
 
@@ -64,16 +73,24 @@ def plain_copy_paste(samples: list[Sample], config: CopyPaste, generator: torch.
     pastes = 0
     for e in config.expectation:
         for sample in samples:
-            image, disparity = sample.image.permute(1, 2, 0).numpy().astype(np.float32), torch.where(sample.depth.isfinite(), 1 / sample.depth, 0).numpy()
-            for r in torch.randperm(len(cut), generator=generator)[:round(e * len(cut) / len(samples))].tolist():
+            image, disparity = (
+                sample.image.permute(1, 2, 0).numpy().astype(np.float32),
+                torch.where(sample.depth.isfinite(), 1 / sample.depth, 0).numpy(),
+            )
+            for r in torch.randperm(len(cut), generator=generator)[: round(e * len(cut) / len(samples))].tolist():
                 patch, near, mask, top = cut[r]
                 u = torch.rand(8, generator=generator).tolist()
                 s = 1 / (0.5 + 4.5 * u[0])
                 size = max(1, round(patch.shape[2] * s)), max(1, round(patch.shape[1] * s))
                 for p, change in ((0.8, jitter), (0.1, grey), (0.2, blur)):
                     patch = change(patch) if u.pop() < p else patch
-                patch = np.asarray(Image.fromarray(patch.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR), np.float32)
-                near, mask = (np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST)) for m in (near.numpy(), mask.numpy()))
+                patch = np.asarray(
+                    Image.fromarray(patch.permute(1, 2, 0).numpy()).resize(size, Image.Resampling.BILINEAR), np.float32
+                )
+                near, mask = (
+                    np.asarray(Image.fromarray(m).resize(size, Image.Resampling.NEAREST))
+                    for m in (near.numpy(), mask.numpy())
+                )
                 if u.pop() < 0.5:
                     patch, near, mask = patch[:, ::-1], near[:, ::-1], mask[:, ::-1]
                 y, x = round((top - H / 2) * s + H / 2 + 16 * (2 * u.pop() - 1)), round(u.pop() * W - size[0] / 2)
@@ -83,7 +100,11 @@ def plain_copy_paste(samples: list[Sample], config: CopyPaste, generator: torch.
                     continue
                 part, there = (slice(t - y, b - y), slice(left - x, right - x)), (slice(t, b), slice(left, right))
                 shown = mask[part] & (near[part] * s > disparity[there])
-                soft = T.functional.gaussian_blur(torch.from_numpy(shown)[None].float(), [3, 3])[0].numpy() if min(shown.shape) > 1 else shown * 1.0
+                soft = (
+                    T.functional.gaussian_blur(torch.from_numpy(shown)[None].float(), [3, 3])[0].numpy()
+                    if min(shown.shape) > 1
+                    else shown * 1.0
+                )
                 image[there] = soft[..., None] * patch[part] + (1 - soft[..., None]) * image[there]
                 disparity[there] = soft * near[part] * s + (1 - soft) * disparity[there]
     return pastes
@@ -101,7 +122,10 @@ def timed(function: Callable[[int], object], rounds: int) -> tuple[list[float], 
 
 
 def seconds(values: tuple[list[float], list[float]]) -> dict[str, float]:
-    return {"seconds": round(statistics.median(values[0]), 3), "processor_seconds": round(statistics.median(values[1]), 3)}
+    return {
+        "seconds": round(statistics.median(values[0]), 3),
+        "processor_seconds": round(statistics.median(values[1]), 3),
+    }
 
 
 if __name__ == "__main__":
@@ -118,21 +142,37 @@ if __name__ == "__main__":
     ours, plain = ([], []), ([], [])
     for k in range(a.rounds):
         for kept, function in ((ours, copy_paste), (plain, plain_copy_paste)):
-            for column, value in zip(kept, timed(lambda i, f=function, k=k: f(samples, config, sample_generator(k, i)) if i else None, 1), strict=True):
+            for column, value in zip(
+                kept,
+                timed(lambda i, f=function, k=k: f(samples, config, sample_generator(k, i)) if i else None, 1),
+                strict=True,
+            ):
                 column.extend(value)
-    result |= {"copy_paste": seconds(ours), "plain": seconds(plain),
-               "ratio_to_plain": round(statistics.median(x / y for x, y in zip(ours[1], plain[1], strict=True)), 4), "growth": []}
+    result |= {
+        "copy_paste": seconds(ours),
+        "plain": seconds(plain),
+        "ratio_to_plain": round(statistics.median(x / y for x, y in zip(ours[1], plain[1], strict=True)), 4),
+        "growth": [],
+    }
     for times, large in ((1, size), (2, (543, 1086)), (4, (768, 1536))):
         larger = samples if times == 1 else [enlarge(s, large) for s in samples]
         made = copy_paste(larger, config, sample_generator(0))
-        result["growth"].append({"pixels": times, "size": large, "pastes": sum(len(s.source) - 1 for s in made),
-                                 **seconds(timed(lambda k, g=larger: copy_paste(g, config, sample_generator(k)), a.rounds))})
+        result["growth"].append(
+            {
+                "pixels": times,
+                "size": large,
+                "pastes": sum(len(s.source) - 1 for s in made),
+                **seconds(timed(lambda k, g=larger: copy_paste(g, config, sample_generator(k)), a.rounds)),
+            }
+        )
     views, cells = make_views(scenes, samples, size, sample_generator(0)), 16 * 96 * 192
     make = Synthesize(config, size)
-    for name, function in {"views": lambda k: make_views(scenes, samples, size, sample_generator(k)),
-                           "sample_pixels": lambda k: sample_pixels(views, cells // 2, sample_generator(k)),
-                           "sample_regions": lambda k: sample_regions(views, cells // 2, sample_generator(k)),
-                           "synthesize": lambda k: make(samples, [sample_generator(k, i) for i in range(8)])}.items():
+    for name, function in {
+        "views": lambda k: make_views(scenes, samples, size, sample_generator(k)),
+        "sample_pixels": lambda k: sample_pixels(views, cells // 2, sample_generator(k)),
+        "sample_regions": lambda k: sample_regions(views, cells // 2, sample_generator(k)),
+        "synthesize": lambda k: make(samples, [sample_generator(k, i) for i in range(8)]),
+    }.items():
         result[name] = seconds(timed(function, a.rounds))
     result["environment"] = {k: v for k, v in environment().items() if k != "platform"}
     print(json.dumps(result, indent=1))

@@ -30,7 +30,7 @@ def measure(crop: int, batch: int, rounds: int, device: str) -> dict:
         began = [time.perf_counter()]
         one(samples, [sample_generator(k, i) for i in range(batch)])
         began.append(time.perf_counter())
-        drawn, = two(samples, [sample_generator(k, i) for i in range(batch)])
+        (drawn,) = two(samples, [sample_generator(k, i) for i in range(batch)])
         began.append(time.perf_counter())
         two.finish(drawn.to(device))
         if device == "cuda":
@@ -39,10 +39,14 @@ def measure(crop: int, batch: int, rounds: int, device: str) -> dict:
         for name, start, end in zip(seconds, began, began[1:], strict=False):
             seconds[name].append(end - start)
     seconds = {name: values[1:] for name, values in seconds.items()}  # a round to warm up
-    return {"seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
-            "pairs_per_second": {name: round(batch / statistics.median(values), 1) for name, values in seconds.items()},
-            "ratio_to_loader": {name: round(statistics.median(map(truediv, values, seconds["loader"])), 4)
-                                for name, values in seconds.items()}}
+    return {
+        "seconds": {name: round(statistics.median(values), 4) for name, values in seconds.items()},
+        "pairs_per_second": {name: round(batch / statistics.median(values), 1) for name, values in seconds.items()},
+        "ratio_to_loader": {
+            name: round(statistics.median(map(truediv, values, seconds["loader"])), 4)
+            for name, values in seconds.items()
+        },
+    }
 
 
 if __name__ == "__main__":
@@ -54,8 +58,14 @@ if __name__ == "__main__":
     parser.add_argument("--out")
     a = parser.parse_args()
     name = torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-    result = {**measure(a.crop, a.batch, a.rounds, a.device), "crop": a.crop, "batch": a.batch, "rounds": a.rounds,
-              "environment": {k: v for k, v in environment().items() if k != "platform"}, "device": name}
+    result = {
+        **measure(a.crop, a.batch, a.rounds, a.device),
+        "crop": a.crop,
+        "batch": a.batch,
+        "rounds": a.rounds,
+        "environment": {k: v for k, v in environment().items() if k != "platform"},
+        "device": name,
+    }
     print(json.dumps(result, indent=1))
     if a.out:
         write_json(a.out, result)

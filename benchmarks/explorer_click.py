@@ -1,9 +1,12 @@
-"""From a click in the similarity explorer to the new heatmap on the page, in JupyterLab in headless Chromium, at 32 x 32 x 2048 features.
+"""From a click in the similarity explorer to the new heatmap on the page, in JupyterLab in headless Chromium, at 32 x
+32 x 2048 features.
 
     python benchmarks/explorer_click.py [--clicks 20] [--warm 3] [--out FILE]
 
-Measured by the page itself: from the event until the browser has decoded every new map and is about to draw it. Kernel, server and browser share the
-machine. Features are random numbers, for their values do not matter. Once with one picture, once with two images under three encoders, where a click
+Measured by the page itself: from the event until the browser has decoded every new map and is about to draw it.
+Kernel, server and browser share the
+machine. Features are random numbers, for their values do not matter. Once with one picture, once with two images under
+three encoders, where a click
 is answered by six maps. Prints JSON; `--out FILE` keeps it. Needs a browser, see tests/browser.sh.
 """
 
@@ -37,14 +40,17 @@ class Made(nn.Module):
 
 images = [torch.randint(0, 255, (3, 384, 384), dtype=torch.uint8) for _ in range(2)]
 """
-CASES = {"one picture": "Explorer(images[0], Made(), size=1024, offered={})",
-         "two images, three encoders": "Explorer(images, {k: Made() for k in 'abc'}, size=1024, offered={})"}
+CASES = {
+    "one picture": "Explorer(images[0], Made(), size=1024, offered={})",
+    "two images, three encoders": "Explorer(images, {k: Made() for k in 'abc'}, size=1024, offered={})",
+}
 CLICK = """async ([cell, x, y]) => {
     const output = document.querySelectorAll('.jp-Notebook .jp-Cell')[cell];
     const layers = () => [...output.querySelectorAll('.dense-over .dense-stack')];
     const face = output.querySelector('.dense-face'), box = face.getBoundingClientRect(), before = new Set(layers());
     const began = performance.now();
-    face.dispatchEvent(new MouseEvent('click', {bubbles: true, clientX: box.left + x * box.width, clientY: box.top + y * box.height}));
+    face.dispatchEvent(new MouseEvent('click', {bubbles: true, clientX: box.left + x * box.width, clientY: box.top + y
+    * box.height}));
     await new Promise(done => {
         const all = () => layers().length == before.size && layers().every(layer => !before.has(layer));
         const watch = new MutationObserver(() => { if (all()) { watch.disconnect(); done(); } });
@@ -74,21 +80,36 @@ def main() -> None:
     options = parser.parse_args()
     if missing():
         sys.exit(missing())
-    result = {"what": "click to new heatmap in JupyterLab, ms", "features": "32x32x2048", "clicks": options.clicks, "cases": {}}
+    result = {
+        "what": "click to new heatmap in JupyterLab, ms",
+        "features": "32x32x2048",
+        "clicks": options.clicks,
+        "cases": {},
+    }
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "nbs"
         folder.mkdir()
         cells = [nbformat.v4.new_code_cell(text.strip()) for text in (SETUP, *CASES.values())]
-        (folder / "click.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": {
-            "display_name": "python3", "language": "python", "name": "python3"}})))
+        (folder / "click.ipynb").write_text(
+            nbformat.writes(
+                nbformat.v4.new_notebook(
+                    cells=cells,
+                    metadata={"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}},
+                )
+            )
+        )
         with browser(folder, Path(root) / "shots", Path(root) / "runs") as lab:
             lab.open("click.ipynb")
             result["browser"] = lab.page.context.browser.version
             for k, name in enumerate(CASES, 1):
                 load = os.getloadavg()[0]
                 times = measure(lab, k, options.clicks, options.warm)
-                result["cases"][name] = {"median": round(statistics.median(times), 1), "slowest": round(max(times), 1),
-                                         "all": [round(t, 1) for t in times], "load before": round(load, 2)}
+                result["cases"][name] = {
+                    "median": round(statistics.median(times), 1),
+                    "slowest": round(max(times), 1),
+                    "all": [round(t, 1) for t in times],
+                    "load before": round(load, 2),
+                }
     result |= {"hardware": hardware(), **environment()}
     print(json.dumps(result, indent=1))
     if options.out:

@@ -1,8 +1,10 @@
-"""Every source of positives with every objective on the room world, very short: a small network, 60 steps of 8 images of 64 pixels.
+"""Every source of positives with every objective on the room world, very short: a small network, 60 steps of 8 images
+of 64 pixels.
 
     python benchmarks/grid_room.py --seeds 0        # rows and settings of beyond.G1, profile quick, but for those below
 
-One process, no notebooks. Rows on auxiliary labels have a stage of their own and are left to `python -m dense_ssl.experiments.reproduce`.
+One process, no notebooks. Rows on auxiliary labels have a stage of their own and are left to `python -m
+dense_ssl.experiments.reproduce`.
 What is there already (--out) is not run again.
 """
 
@@ -36,11 +38,21 @@ def measure(job, folder: Path, train, test) -> dict:
     config = Pretrain(**{**settings, **NETWORK, **({} if scratch else BUDGET)})
     pretrain(config, folder, Launch(threads=1, tensorboard=False, progress=False))
     encoder = load_encoder(folder).eval()
-    coherence, probe = object_coherence(encoder, test, SIZE, progress=False), linear_probe(encoder, train, test, SIZE, progress=False)
+    coherence, probe = (
+        object_coherence(encoder, test, SIZE, progress=False),
+        linear_probe(encoder, train, test, SIZE, progress=False),
+    )
     lines = [] if scratch else [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    logged = {when: {k: round(line[k], 4) for k in WATCHED if k in line} for when, line in zip(("first", "last"), lines[:1] + lines[-1:], strict=False)}
-    return {"linear_probe": round(probe["miou"], 4), "coherence_same": round(coherence["object"]["auc"], 4),
-            "coherence_depth": round(coherence["depth"]["auc"], 4), **logged}
+    logged = {
+        when: {k: round(line[k], 4) for k in WATCHED if k in line}
+        for when, line in zip(("first", "last"), lines[:1] + lines[-1:], strict=False)
+    }
+    return {
+        "linear_probe": round(probe["miou"], 4),
+        "coherence_same": round(coherence["object"]["auc"], 4),
+        "coherence_depth": round(coherence["depth"]["auc"], 4),
+        **logged,
+    }
 
 
 if __name__ == "__main__":
@@ -60,4 +72,14 @@ if __name__ == "__main__":
             rows.setdefault(name, {})[seed] = measure(job, Path(folder), train, test)
         print(f"{name:26s} seed {seed}: {rows[name][seed]}, {time.perf_counter() - began:.0f} s", flush=True)
         versions = {k: v for k, v in environment().items() if k != "platform"}
-        write_json(given.out, {**NETWORK, **BUDGET, "size": SIZE, "images": {"train": TRAIN, "test": TEST}, "rows": rows, "environment": versions})
+        write_json(
+            given.out,
+            {
+                **NETWORK,
+                **BUDGET,
+                "size": SIZE,
+                "images": {"train": TRAIN, "test": TEST},
+                "rows": rows,
+                "environment": versions,
+            },
+        )

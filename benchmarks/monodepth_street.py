@@ -1,10 +1,13 @@
-"""Monodepth2 on the street world: depth learned from video alone, against guesses that know the true depth of the training streets.
+"""Monodepth2 on the street world: depth learned from video alone, against guesses that know the true depth of the
+training streets.
 
     OMP_NUM_THREADS=1 python benchmarks/monodepth_street.py [--folder RUN] [--steps 1200] [--device cuda] [--out FILE]
 
-Trains on short videos of the train split and is measured on frames of the test split, which shares no street with it. Every map, the
+Trains on short videos of the train split and is measured on frames of the test split, which shares no street with it.
+Every map, the
 guesses' too, is aligned by its ratio of medians; truth up to 80 m. The guesses, fitted to the train split's true depth:
-one constant; flat ground under the camera with a wall behind (the horizon's row and the wall's distance fitted); and each
+one constant; flat ground under the camera with a wall behind (the horizon's row and the wall's distance fitted); and
+each
 row's median depth. Killed and started again with the same --folder, it goes on. Prints JSON; `--out` keeps it.
 """
 
@@ -57,7 +60,8 @@ def score(maps: list[Tensor], samples: list) -> dict[str, float]:
 
 
 def ground_plane(horizon: float, wall: float, K: Tensor) -> Tensor:
-    "Depth of flat ground 1.6 m (the world's mean) under a level camera, cut off by a wall; the wall alone above the horizon's row."
+    """Depth of flat ground 1.6 m (the world's mean) under a level camera, cut off by a wall; the wall alone above the
+    horizon's row."""
     below = (torch.arange(SIZE[0], dtype=torch.float32) - horizon).clamp_min(1e-6)
     return (1.6 * K[1, 1] / below).clamp_max(wall)[:, None].expand(SIZE)
 
@@ -70,7 +74,11 @@ def guesses(train: list) -> tuple[dict[str, Tensor], dict]:
     best = min(grid, key=lambda pair: score([ground_plane(*pair, K)] * len(train), train)["abs_rel"])
     rows = depth.movedim(1, 0).flatten(1).nanmedian(1).values
     rows = torch.where(rows.isnan(), rows.nan_to_num(0).max(), rows)  # rows that are always sky
-    maps = {"constant": torch.ones(SIZE), "ground plane": ground_plane(*best, K), "row medians": rows[:, None].expand(SIZE)}
+    maps = {
+        "constant": torch.ones(SIZE),
+        "ground plane": ground_plane(*best, K),
+        "row medians": rows[:, None].expand(SIZE),
+    }
     return maps, {"horizon_row": float(best[0]), "wall_m": float(best[1])}
 
 
@@ -91,17 +99,34 @@ def main() -> None:
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="monodepth_street_"))
     images = write_videos(folder / f"videos-{args.drives}-{args.frames}", args.drives, args.frames)
-    recipe = video_recipe(images, str(images / "camera.json"), args.size, args.spacing, steps=args.steps, batch_size=args.batch,
-                          lr=args.lr, precision=args.precision)
+    recipe = video_recipe(
+        images,
+        str(images / "camera.json"),
+        args.size,
+        args.spacing,
+        steps=args.steps,
+        batch_size=args.batch,
+        lr=args.lr,
+        precision=args.precision,
+    )
     launch = Launch(accelerator=args.device, tensorboard=False, checkpoint_seconds=60)
     run = run_pretrain(parse(Pretrain, recipe), launch, runs=folder, show=lambda line: print(line, file=sys.stderr))
     done = {k: v for k, v in read_json(run / "done.json").items() if k != "env"}
     predict, test = monodepth(run, args.device), stills("test", args.tests)
     maps, fitted = guesses(stills("train", args.tests))
-    result = {"monodepth": score([1 / predict(sample) for sample in test], test),
-              **{name: score([depth] * len(test), test) for name, depth in maps.items()}}
-    report = {"errors": result, "fitted": fitted, "training": {**vars(args), **done}, "test_frames": len(test), "frame_size": SIZE,
-              "world": f"street {StreetWorld.version}", "env": environment()}
+    result = {
+        "monodepth": score([1 / predict(sample) for sample in test], test),
+        **{name: score([depth] * len(test), test) for name, depth in maps.items()},
+    }
+    report = {
+        "errors": result,
+        "fitted": fitted,
+        "training": {**vars(args), **done},
+        "test_frames": len(test),
+        "frame_size": SIZE,
+        "world": f"street {StreetWorld.version}",
+        "env": environment(),
+    }
     print(json.dumps(report, indent=1, default=str))
     if args.out:
         report["training"] = {k: v for k, v in report["training"].items() if k not in ("folder", "out")}

@@ -1,8 +1,10 @@
-"""The region explorer at 384x768 with 10,000 superpixels: seconds from a change of a control, or a click, to the new picture.
+"""The region explorer at 384x768 with 10,000 superpixels: seconds from a change of a control, or a click, to the new
+picture.
 
     python benchmarks/region_explorer.py [--images 4] [--out benchmarks/region_explorer.cpu.json]
 
-Drives `RegionExplorer` by its widgets' traits, as the browser does; the time ends when the picture has been handed to the widget. Values are spread
+Drives `RegionExplorer` by its widgets' traits, as the browser does; the time ends when the picture has been handed to
+the widget. Values are spread
 over each slider's range, so that groupings of few and of many regions are among them.
 """
 
@@ -19,8 +21,13 @@ from dense_ssl.core import environment, write_json
 from dense_ssl.evaluation.metrics import hardware
 from dense_ssl.viz.explorers.regions import LAYERS, RegionExplorer
 
-VALUES = {"w_occlusion": np.linspace(0, 200, 9), "w_support": np.linspace(0, 1000, 9), "bias": np.arange(-10, 4, 2.0), "threshold": np.linspace(0.01, 0.97, 9),
-          "count": (2500, 5000, 10000)}
+VALUES = {
+    "w_occlusion": np.linspace(0, 200, 9),
+    "w_support": np.linspace(0, 1000, 9),
+    "bias": np.arange(-10, 4, 2.0),
+    "threshold": np.linspace(0.01, 0.97, 9),
+    "count": (2500, 5000, 10000),
+}
 
 
 def timed(call: Callable) -> float:
@@ -34,16 +41,24 @@ def drive(explorer: RegionExplorer, seconds: dict[str, list[float]]) -> None:
     picks, seen = np.random.default_rng(0).random((20, 2)), set()
     for name, values in VALUES.items():
         for value in values:
-            took = timed(lambda name=name, value=value: setattr(explorer.controls[name], "value", type(explorer.controls[name].value)(value)))
+            took = timed(
+                lambda name=name, value=value: setattr(
+                    explorer.controls[name], "value", type(explorer.controls[name].value)(value)
+                )
+            )
             if explorer.click.over.value not in seen:  # a slider that already stood there changes nothing
                 seconds.setdefault(name, []).append(took)
                 seen.add(explorer.click.over.value)
             assert explorer.status.error is None, explorer.status.text
         explorer.reset.click()
     for show in (*LAYERS[1:], LAYERS[0]):
-        seconds.setdefault(f"show {show}", []).append(timed(lambda show=show: setattr(explorer.controls["show"], "value", show)))
+        seconds.setdefault(f"show {show}", []).append(
+            timed(lambda show=show: setattr(explorer.controls["show"], "value", show))
+        )
     for k, (x, y) in enumerate(picks):
-        seconds.setdefault("click", []).append(timed(lambda k=k, x=x, y=y: setattr(explorer.click.sent, "value", f"{x:.5f} {y:.5f} {k}")))
+        seconds.setdefault("click", []).append(
+            timed(lambda k=k, x=x, y=y: setattr(explorer.click.sent, "value", f"{x:.5f} {y:.5f} {k}"))
+        )
 
 
 if __name__ == "__main__":
@@ -55,11 +70,23 @@ if __name__ == "__main__":
     explorer, seconds = RegionExplorer(), {}
     drive(explorer, {})  # warms up
     for index in range(1, a.images + 1):
-        seconds.setdefault("opened", []).append(timed(lambda index=index: setattr(explorer.controls["index"], "value", index)))
+        seconds.setdefault("opened", []).append(
+            timed(lambda index=index: setattr(explorer.controls["index"], "value", index))
+        )
         drive(explorer, seconds)
-    found = {name: {"median": round(statistics.median(v), 4), "slowest": round(max(v), 4), "times": len(v)} for name, v in seconds.items()}
-    result = {"seconds": found, "size": [384, 768], "images": a.images, "config": explorer.config.model_dump(),
-              "environment": {k: v for k, v in environment().items() if k != "platform"}, "numpy": np.__version__, "device": hardware()}
+    found = {
+        name: {"median": round(statistics.median(v), 4), "slowest": round(max(v), 4), "times": len(v)}
+        for name, v in seconds.items()
+    }
+    result = {
+        "seconds": found,
+        "size": [384, 768],
+        "images": a.images,
+        "config": explorer.config.model_dump(),
+        "environment": {k: v for k, v in environment().items() if k != "platform"},
+        "numpy": np.__version__,
+        "device": hardware(),
+    }
     print(json.dumps(result, indent=1))
     if a.out:
         write_json(a.out, result)

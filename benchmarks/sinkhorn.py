@@ -1,9 +1,12 @@
-"""Sinkhorn and the prototype loss against plain versions, written here from the algorithm; growth with the samples; memory.
+"""Sinkhorn and the prototype loss against plain versions, written here from the algorithm; growth with the samples;
+memory.
 
     python benchmarks/sinkhorn.py [--samples 32000] [--prototypes 1000] [--rounds 15] [--device cuda] [--out FILE]
 
-The versions take turns in one process on the same scores; the ratio is the median over rounds of the ratio within a round. The peak of
-extra memory is measured at the size of the paper's pixel samples, 144000, each version in a process of its own. Prints JSON; `--out FILE` keeps it.
+The versions take turns in one process on the same scores; the ratio is the median over rounds of the ratio within a
+round. The peak of
+extra memory is measured at the size of the paper's pixel samples, 144000, each version in a process of its own. Prints
+JSON; `--out FILE` keeps it.
 """
 
 import argparse
@@ -62,16 +65,26 @@ def compare(ours: Callable[[], object], plain: Callable[[], object], rounds: int
         a, b = seconds(first, device), seconds(second, device)
         pairs.append((a, b) if k % 2 else (b, a))
     pairs = pairs[2:]
-    return {"seconds": round(statistics.median(a for a, _ in pairs), 4), "plain_seconds": round(statistics.median(b for _, b in pairs), 4),
-            "ratio": round(statistics.median(a / b for a, b in pairs), 3)}
+    return {
+        "seconds": round(statistics.median(a for a, _ in pairs), 4),
+        "plain_seconds": round(statistics.median(b for _, b in pairs), 4),
+        "ratio": round(statistics.median(a / b for a, b in pairs), 3),
+    }
 
 
 def peak_mib(version: str, prototypes: int, device: str) -> int:
-    "Extra memory at the peak of the loss of 144000 samples, forward and backward, in MiB. To be called in a fresh process."
+    """Extra memory at the peak of the loss of 144000 samples, forward and backward, in MiB. To be called in a fresh
+    process."""
     z, c, groups = inputs(144000, prototypes, device)
-    before = torch.cuda.memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    before = (
+        torch.cuda.memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     {"here": prototype_loss, "plain": plain_loss}[version](z, c, groups).backward()
-    after = torch.cuda.max_memory_allocated() if device == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    after = (
+        torch.cuda.max_memory_allocated()
+        if device == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return round((after - before) / 2**20)
 
 
@@ -89,7 +102,9 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--out")
-    parser.add_argument("--peak", choices=("here", "plain"), help="print the peak of extra memory of one version and end")
+    parser.add_argument(
+        "--peak", choices=("here", "plain"), help="print the peak of extra memory of one version and end"
+    )
     a = parser.parse_args()
     if a.peak:
         print(peak_mib(a.peak, a.prototypes, a.device))
@@ -97,8 +112,10 @@ if __name__ == "__main__":
     result = {"samples": a.samples, "prototypes": a.prototypes, "iterations": 3, "rounds": a.rounds}
     # First, while this process is small: Linux hands the peak of a process on to the ones that it starts.
     command = [sys.executable, __file__, "--prototypes", str(a.prototypes), "--device", a.device, "--peak"]
-    result["loss_peak_mib_144000"] = {version: int(subprocess.run([*command, version], check=True, capture_output=True, text=True).stdout)
-                                      for version in ("here", "plain")}
+    result["loss_peak_mib_144000"] = {
+        version: int(subprocess.run([*command, version], check=True, capture_output=True, text=True).stdout)
+        for version in ("here", "plain")
+    }
     growth = {}
     for factor in (1, 2, 4):
         z, c, groups = inputs(a.samples * factor, a.prototypes, a.device)
@@ -106,12 +123,22 @@ if __name__ == "__main__":
         if factor == 1:
             torch.testing.assert_close(sinkhorn(scores), plain_sinkhorn(scores), rtol=1e-3, atol=1e-6)
             torch.testing.assert_close(prototype_loss(z, c, groups), plain_loss(z, c, groups), rtol=1e-4, atol=0)
-            losses = [lambda f=f, z=z, c=c, groups=groups: torch.autograd.grad(f(z, c, groups), (z, c)) for f in (prototype_loss, plain_loss)]
-            result["sinkhorn"] = compare(lambda s=scores: sinkhorn(s), lambda s=scores: plain_sinkhorn(s), a.rounds, a.device)
+            losses = [
+                lambda f=f, z=z, c=c, groups=groups: torch.autograd.grad(f(z, c, groups), (z, c))
+                for f in (prototype_loss, plain_loss)
+            ]
+            result["sinkhorn"] = compare(
+                lambda s=scores: sinkhorn(s), lambda s=scores: plain_sinkhorn(s), a.rounds, a.device
+            )
             result["loss_forward_backward"] = compare(*losses, a.rounds, a.device)
-        growth[f"{factor}x"] = round(statistics.median(seconds(lambda s=scores: sinkhorn(s), a.device) for _ in range(5)), 4)
-    result |= {"sinkhorn_growth_seconds": growth, "environment": {k: v for k, v in environment().items() if k != "platform"},
-               "device": torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads"}
+        growth[f"{factor}x"] = round(
+            statistics.median(seconds(lambda s=scores: sinkhorn(s), a.device) for _ in range(5)), 4
+        )
+    result |= {
+        "sinkhorn_growth_seconds": growth,
+        "environment": {k: v for k, v in environment().items() if k != "platform"},
+        "device": torch.cuda.get_device_name() if a.device == "cuda" else f"CPU, {torch.get_num_threads()} threads",
+    }
     print(json.dumps(result, indent=1))
     if a.out:
         write_json(a.out, result)

@@ -1,6 +1,7 @@
 """Do the notebooks and tests that compute hold on another machine?
 
-    python tests/arithmetic.py                    what is missing in tests/arithmetic.json, or of other code: there the result goes
+    python tests/arithmetic.py                    what is missing in tests/arithmetic.json, or of other code: there the
+    result goes
     python tests/arithmetic.py --all              all of it again
     python tests/arithmetic.py --handful          what CI runs: a few, plain and with shifted inputs; nothing is written
     python tests/arithmetic.py --only 04_regions --under plain ulp
@@ -172,7 +173,9 @@ def digest(path: str) -> str:
     if path.endswith(".ipynb"):
         cells = json.loads(text)["cells"]
         text = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
-    named = re.findall(r"dense_ssl(?:\.\w+)+", text) + [f"dense_ssl.{m}" for m in re.findall(r"default_exp (\S+)", text)]
+    named = re.findall(r"dense_ssl(?:\.\w+)+", text) + [
+        f"dense_ssl.{m}" for m in re.findall(r"default_exp (\S+)", text)
+    ]
     used = code_versions(*(name for name in sorted(set(named)) if (ROOT / f"{name.replace('.', '/')}.py").is_file()))
     return hashlib.sha256(f"{text}{json.dumps(used)}".encode()).hexdigest()[:12]
 
@@ -217,7 +220,9 @@ def main() -> int:
     print(f"{len(paths)} notebooks and tests, {len(there)} of this code there already", flush=True)
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(a.lanes) as pool:
         tasks = {
-            path: [pool.submit(run, path, u, Path(folder)) for u in under if path in trained or not u.startswith("seed")]
+            path: [
+                pool.submit(run, path, u, Path(folder)) for u in under if path in trained or not u.startswith("seed")
+            ]
             for path in waiting
         }
         for path, futures in tasks.items():

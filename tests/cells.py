@@ -1,6 +1,6 @@
 """The code cells of one notebook, in order, as nbdev_test runs them. What fails: cell, line, numbers.
 
-    python tests/cells.py nbs/01_geometry/04_regions.ipynb
+python tests/cells.py nbs/01_geometry/04_regions.ipynb
 """
 
 import linecache

@@ -16,12 +16,21 @@ from pathlib import Path
 from dense_ssl.processes import die_with_parent
 
 BIN, ROOT = Path(sys.executable).parent, Path(__file__).parents[1]
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 QUIET = {"checkForUpdates": False, "doNotDisturbMode": True, "fetchNews": "false"}
-SETTINGS = {"apputils-extension/notification": QUIET,
-            # every cell is in the page, not only those in sight
-            "notebook-extension/tracker": {"windowingMode": "none"}}
+SETTINGS = {
+    "apputils-extension/notification": QUIET,
+    # every cell is in the page, not only those in sight
+    "notebook-extension/tracker": {"windowingMode": "none"},
+}
 
 
 def missing() -> str:
@@ -51,16 +60,36 @@ def jupyter(folder: Path, runs: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    folders = {"JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "JUPYTERLAB_SETTINGS_DIR": "settings",
-               "JUPYTERLAB_WORKSPACES_DIR": "workspaces", "IPYTHONDIR": "ipython"}
-    env = {**os.environ, **{name: str(home / part) for name, part in folders.items()}, "DENSE_SSL_ROOT": str(ROOT),
-           "DENSE_SSL_RUNS": str(runs), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    command = [BIN / "jupyter-lab", "--no-browser", "--allow-root", "--ServerApp.token=",
-               f"--ServerApp.root_dir={folder}", "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-               "--LabApp.expose_app_in_browser=True"]
+    folders = {
+        "JUPYTER_CONFIG_DIR": "config",
+        "JUPYTER_RUNTIME_DIR": "runtime",
+        "JUPYTERLAB_SETTINGS_DIR": "settings",
+        "JUPYTERLAB_WORKSPACES_DIR": "workspaces",
+        "IPYTHONDIR": "ipython",
+    }
+    env = {
+        **os.environ,
+        **{name: str(home / part) for name, part in folders.items()},
+        "DENSE_SSL_ROOT": str(ROOT),
+        "DENSE_SSL_RUNS": str(runs),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+    }
+    command = [
+        BIN / "jupyter-lab",
+        "--no-browser",
+        "--allow-root",
+        "--ServerApp.token=",
+        f"--ServerApp.root_dir={folder}",
+        "--ip=127.0.0.1",
+        f"--port={port}",
+        "--ServerApp.port_retries=0",
+        "--LabApp.expose_app_in_browser=True",
+    ]
     with open(home / "log", "w") as log:
-        server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True,
-                                  preexec_fn=die_with_parent)
+        server = subprocess.Popen(
+            command, env=env, stdout=log, stderr=log, cwd=folder, start_new_session=True, preexec_fn=die_with_parent
+        )
     try:
         until, address = time.monotonic() + 180, f"http://127.0.0.1:{port}"
         while True:
@@ -73,7 +102,7 @@ def jupyter(folder: Path, runs: Path) -> Iterator[str]:
                 time.sleep(0.1)
         yield address
     finally:
-        server.send_signal(signal.SIGINT), server.send_signal(signal.SIGTERM)       # it ends its kernels
+        server.send_signal(signal.SIGINT), server.send_signal(signal.SIGTERM)  # it ends its kernels
         try:
             server.wait(15)
         except subprocess.TimeoutExpired:
@@ -92,11 +121,13 @@ class Lab:
         "Open a notebook (a path under the served folder), in a fresh workspace with `reset`, and run all its cells."
         self.page.goto(f"{self.address}/lab/tree/{notebook}{'?reset' if reset else ''}", timeout=180_000)
         self.page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=1000 * seconds)
-        self.page.wait_for_function("""() => {
+        self.page.wait_for_function(
+            """() => {
             const kernel = window.jupyterapp.shell.currentWidget?.sessionContext?.session?.kernel;
             const idle = kernel && kernel.connectionStatus == 'connected' && kernel.status == 'idle';
             return idle && kernel.hasPendingInput === false }""",
-                                    timeout=1000 * seconds)
+            timeout=1000 * seconds,
+        )
         if run:
             self.run(seconds)
         failed = self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']")
@@ -106,11 +137,14 @@ class Lab:
     def run(self, seconds: float = 240) -> None:
         "Run all cells, until the kernel has nothing to do."
         self.command("notebook:run-all-cells")
-        self.page.wait_for_function("""() => {
+        self.page.wait_for_function(
+            """() => {
             const prompts = [...document.querySelectorAll('.jp-CodeCell .jp-InputArea-prompt')].map(p => p.textContent);
             const kernel = document.querySelector('.jp-Notebook-ExecutionIndicator').dataset.status;
             const waiting = kernel != 'idle' || prompts.some(p => p.includes('*'));
-            return !waiting && prompts.some(p => /[0-9]/.test(p)) }""", timeout=1000 * seconds)
+            return !waiting && prompts.some(p => /[0-9]/.test(p)) }""",
+            timeout=1000 * seconds,
+        )
 
     def command(self, name: str) -> None:
         "One of JupyterLab's commands, such as docmanager:save."
@@ -124,7 +158,7 @@ class Lab:
         until = time.monotonic() + seconds
         while time.monotonic() < until:
             if path.stat().st_mtime_ns != before:
-                with contextlib.suppress(json.JSONDecodeError):             # it may be half written
+                with contextlib.suppress(json.JSONDecodeError):  # it may be half written
                     return json.loads(path.read_text())
             self.page.wait_for_timeout(50)
         raise AssertionError(f"{notebook} was not saved")
@@ -177,7 +211,7 @@ class Shown:
 
     def click(self, number: int = 0, x: float = 0.5, y: float = 0.5) -> None:
         "Click picture `number` at a relative position."
-        while (box := self.faces.nth(number).bounding_box()) is None:      # it is being replaced
+        while (box := self.faces.nth(number).bounding_box()) is None:  # it is being replaced
             self.page.wait_for_timeout(20)
         self.faces.nth(number).click(position={"x": x * box["width"], "y": y * box["height"]})
 
@@ -196,8 +230,12 @@ class Shown:
 
     def handle(self, name: str):
         "The handle of the slider described as `name`, to be moved with arrow keys."
-        return self.cell.locator(".widget-slider").filter(has=self.page.locator(f"label:text-is('{name}')")).locator(
-            ".noUi-handle").first
+        return (
+            self.cell.locator(".widget-slider")
+            .filter(has=self.page.locator(f"label:text-is('{name}')"))
+            .locator(".noUi-handle")
+            .first
+        )
 
     def button(self, name: str):
         "The button with this text."

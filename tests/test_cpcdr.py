@@ -11,13 +11,29 @@ from dense_ssl.methods.catalog import load_method
 from dense_ssl.models.encoders import read_weights
 from dense_ssl.training.configuration import Pretrain, parse
 
-SCENES = {"data": {"name": "street", "options": {"count": 8, "size": [64, 128], "proposals": "truth"}}, "method": "cpcdr", "encoder": "resnet18",
-          "crop": (32, 64), "scale": (0.25, 1.0), "batch_size": 8, "steps": 6, "warmup": 1, "lr": 0.05,
-          "method_options": {"prototypes": 20, "pyramid": 32, "channels": 32, "out": 16, "copy_paste": {"images": 4, "reference_height": 96}}}
+SCENES = {
+    "data": {"name": "street", "options": {"count": 8, "size": [64, 128], "proposals": "truth"}},
+    "method": "cpcdr",
+    "encoder": "resnet18",
+    "crop": (32, 64),
+    "scale": (0.25, 1.0),
+    "batch_size": 8,
+    "steps": 6,
+    "warmup": 1,
+    "lr": 0.05,
+    "method_options": {
+        "prototypes": 20,
+        "pyramid": 32,
+        "channels": 32,
+        "out": 16,
+        "copy_paste": {"images": 4, "reference_height": 96},
+    },
+}
 
 
 def test_killed_run_ends_with_the_same_bits(tmp_path):
-    "Scenes are a function of seed and step, not of loader workers or interruptions; prototypes and pyramid resume with the encoder."
+    """Scenes are a function of seed and step, not of loader workers or interruptions; prototypes and pyramid resume
+    with the encoder."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     run_here(whole, SCENES, QUICK)
     for step in (1, 3):
@@ -37,7 +53,8 @@ def test_killed_run_ends_with_the_same_bits(tmp_path):
 
 
 def test_two_processes_walk_the_losses_of_one(tmp_path):
-    "Codes are balanced over the global batch, groups of images stay within a process: the same losses and weights in float64."
+    """Codes are balanced over the global batch, groups of images stay within a process: the same losses and weights in
+    float64."""
     config = SCENES | {"steps": 4, "precision": "64-true"}
     one, two = tmp_path / "one", tmp_path / "two"
     run_here(one, config, QUICK | {"checkpoint_seconds": 1e9})
@@ -45,7 +62,10 @@ def test_two_processes_walk_the_losses_of_one(tmp_path):
     difference = max(abs(a - b) for a, b in zip(losses(one), losses(two), strict=True))
     print("largest difference of the losses in float64:", difference)
     assert difference < 1e-6 and read_json(two / "done.json")["world_size"] == 2
-    for name in ("encoder.safetensors", "method.safetensors"):  # what is left is what was trained, statistics of BatchNorm included
+    for name in (
+        "encoder.safetensors",
+        "method.safetensors",
+    ):  # what is left is what was trained, statistics of BatchNorm included
         a, b = (read_weights(folder / name) for folder in (one, two))
         assert a.keys() == b.keys() and max((a[k].double() - b[k].double()).abs().max().item() for k in a) < 1e-8
 

@@ -305,7 +305,8 @@ def _plain(sample):
 
 
 def test_modules_import_in_a_clean_process_without_transformers():
-    """Every module imports by itself, without nbdev and fastcore. A loss and its positives need no extra and do not import
+    """Every module imports by itself, without nbdev and fastcore. A loss and its positives need no extra and do not
+    import
     the trainer. transformers stays out until it is used; looked at before training, because lightning-fabric imports
     torchmetrics where it is installed, and that transformers."""
     root = Path(dense_ssl.__file__).parent

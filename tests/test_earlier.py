@@ -1,4 +1,5 @@
-"""A run folder of earlier code (three steps of PiCIE on rooms, made by commit d4b6cff) still loads, says that it is stale, and draws."""
+"""A run folder of earlier code (three steps of PiCIE on rooms, made by commit d4b6cff) still loads, says that it is
+stale, and draws."""
 
 from pathlib import Path
 

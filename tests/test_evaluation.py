@@ -63,8 +63,13 @@ def child(folder, frozen):
 def test_killed_and_started_again_gives_the_same_numbers(tmp_path, frozen):
     torch.set_num_threads(1)
     whole = child(tmp_path / "whole", frozen)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-    code = f"import torch; torch.set_num_threads(1); import test_evaluation as t; t.child({str(tmp_path / 'cut')!r}, {frozen})"
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+    }
+    child = f"t.child({str(tmp_path / 'cut')!r}, {frozen})"
+    code = f"import torch; torch.set_num_threads(1); import test_evaluation as t; {child}"
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
     deadline = time.time() + 120
     while not (tmp_path / "cut" / "checkpoint.pt").exists() and process.poll() is None and time.time() < deadline:
@@ -86,6 +91,7 @@ def test_interrupted_in_every_epoch(tmp_path, monkeypatch):
 
     whole, epoch = child(tmp_path / "whole", False), segmentation._train_epoch
     for stop in range(1, PROTOCOL.epochs):
+
         def interrupted(run, stop=stop):
             if run.epoch == stop:
                 raise KeyboardInterrupt
@@ -124,8 +130,12 @@ def test_checkpoint_executes_nothing(tmp_path):
     assert not (tmp_path / "sprung").exists()
 
 
-BAD = [(lambda t: t * 0 + 255, "no labelled pixel"), (lambda t: t + 1, "has label 2; needed: 0 to 1"),
-       (lambda t: t - 1, "has label -1"), (lambda t: None, "has no labels")]
+BAD = [
+    (lambda t: t * 0 + 255, "no labelled pixel"),
+    (lambda t: t + 1, "has label 2; needed: 0 to 1"),
+    (lambda t: t - 1, "has label -1"),
+    (lambda t: None, "has no labels"),
+]
 
 
 @pytest.mark.parametrize("change, message", BAD)
@@ -146,7 +156,11 @@ def test_partly_void_and_bad_images_are_survived_and_named(tmp_path):
 
     data = Squares("train", 12, mostly_void, bad=(3,)), Squares("test", 6, mostly_void, bad=(0, 5))
     result = train_segmentation(encoder(), *data, PROTOCOL.model_copy(update={"epochs": 2}), tmp_path, pictures=2)
-    assert result["skipped"] == ["squares/3.jpg is truncated", "squares/0.jpg is truncated", "squares/5.jpg is truncated"]
+    assert result["skipped"] == [
+        "squares/3.jpg is truncated",
+        "squares/0.jpg is truncated",
+        "squares/5.jpg is truncated",
+    ]
     assert result["images"]["test"] == 4 and 0 <= result["miou"] <= 1
     assert len(list((tmp_path / "predictions").glob("*.png"))) == 2
     assert linear_probe(encoder(), *data, (32, 48))["skipped"] == result["skipped"]

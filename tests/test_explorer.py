@@ -106,7 +106,6 @@ TROUBLED = {
 }
 
 
-
 def notebook(*cells: str) -> str:
     "A notebook of these cells, as JSON."
     made = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell.strip()) for cell in cells])
@@ -149,8 +148,10 @@ def test_newcomer(lab: Lab):
     work; a figure is saved."""
     lab.open(EXPLORE)
     cells = nbformat.read(ROOT / "nbs" / EXPLORE, 4).cells
-    explorer, pca, clusters = (lab.board(next(i for i, c in enumerate(cells) if c["id"] == name))
-                               for name in ("explorer", "pca", "clusters-shown"))
+    explorer, pca, clusters = (
+        lab.board(next(i for i, c in enumerate(cells) if c["id"] == name))
+        for name in ("explorer", "pca", "clusters-shown")
+    )
     assert [board.faces.count() for board in (explorer, pca, clusters)] == [4, 4, 4]
     before = [explorer.layer(k) for k in range(4)]
     explorer.changes(lambda: explorer.click(1, 0.2, 0.9))
@@ -187,7 +188,7 @@ def test_newcomer(lab: Lab):
     pca.shot("newcomer-pca"), clusters.shot("newcomer-clusters")
     assert not lab.errors
 
-    kept = lab.saved(EXPLORE)                       # as Lab saves it, with live widgets; then as it is committed
+    kept = lab.saved(EXPLORE)  # as Lab saves it, with live widgets; then as it is committed
     assert any(WIDGET_VIEW in output.get("data", {}) for cell in kept["cells"] for output in cell.get("outputs", ()))
     assert strip_widgets(kept) and len(json.dumps(kept)) < 300_000 and "widget" not in json.dumps(kept["metadata"])
     lab.close_kernels()
@@ -226,8 +227,9 @@ def test_region_controls(lab: Lab, boards: dict[str, Shown]):
     board.changes(lambda: board.handle("round").press("End"))
     board.changes(lambda: board.button("first values").click())
     board.faces.nth(0).hover(position={"x": 200, "y": 250})
-    board.until(lambda: board.cell.locator(".dense-read").first.inner_text().startswith("depth "),
-                "no depth under the pointer")
+    board.until(
+        lambda: board.cell.locator(".dense-read").first.inner_text().startswith("depth "), "no depth under the pointer"
+    )
     board.shot("region-controls")
     assert not lab.errors
 
@@ -241,14 +243,17 @@ def test_scene_counterparts(lab: Lab, boards: dict[str, Shown]):
     often = ("no times", "once", *(f"{count} times" for count in range(2, 100)))
     for x, y in ((0.4, 0.25), (0.1, 0.6)):
         board.changes(lambda x=x, y=y: board.click(0, x, y))
-        board.until(lambda: f"{often[board.cell.locator('.dense-counterpart').count() - 1]} in " in table.inner_text(),
-                    "marks and table disagree")
+        board.until(
+            lambda: f"{often[board.cell.locator('.dense-counterpart').count() - 1]} in " in table.inner_text(),
+            "marks and table disagree",
+        )
     board.changes(lambda: board.button("cut from").click())
     picture = board.faces.nth(0).locator("img").get_attribute("src")
     board.field("seed").fill("7")
     board.field("seed").press("Enter")
-    board.until(lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture,
-                "another seed, the same scenes")
+    board.until(
+        lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture, "another seed, the same scenes"
+    )
     board.until(lambda: "scene 8" in board.layer() and "<img" in board.layer(), "no layer over the new scenes")
     board.shot("scene-cut-from")
     assert not lab.errors
@@ -282,15 +287,20 @@ def test_run_alive(lab: Lab, boards: dict[str, Shown]):
     board.changes(lambda: board.click(0, 0.5, 0.5))
     assert board.cell.locator(".dense-step").count() == 1
     with open(folder / "fast-1" / "metrics.jsonl", "a") as file:
-        file.write("nonsense\n" + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(50, 80))
-                   + '{"step": 80, "lo')
+        file.write(
+            "nonsense\n"
+            + "".join(json.dumps({"step": i, "loss": 0.9}) + "\n" for i in range(50, 80))
+            + '{"step": 80, "lo'
+        )
     before = board.layer()
     board.until(lambda: board.layer() != before and "80 of 100" in table.inner_text(), "what was written is not shown")
     board.says("line 51 is left out")
     (folder / "late").mkdir()
     (folder / "late" / "params.json").write_text(json.dumps({"method": "cpcdr", "steps": 5}))
-    board.until(lambda: "late" in table.inner_text() and "running" in table.inner_text()
-                and "method" in table.inner_text(), "a new run is not shown")
+    board.until(
+        lambda: "late" in table.inner_text() and "running" in table.inner_text() and "method" in table.inner_text(),
+        "a new run is not shown",
+    )
     (folder / "late" / "done.json").write_text("{}")
     board.until(lambda: "done" in table.inner_text(), "a finished run is not said to be")
     board.changes(lambda: board.handle("smooth").press("PageUp"))
@@ -305,9 +315,11 @@ def test_trouble(lab: Lab, boards: dict[str, Shown]):
     board, slow = boards["trouble"], boards["slow"]
     board.says("flat: encoder gives (1, 3)"), board.says("gone")
     assert board.cell.locator("[role=alert]").count() == 1
-    board.changes(lambda: board.click(0, 0.2, 0.2))                                     # the encoder that can, answers
-    for text, words in ((f"{lab.folder.parent}/corrupt.png", "corrupt.png: is not a whole image"),
-                        ("room:many", "whole number")):
+    board.changes(lambda: board.click(0, 0.2, 0.2))  # the encoder that can, answers
+    for text, words in (
+        (f"{lab.folder.parent}/corrupt.png", "corrupt.png: is not a whole image"),
+        ("room:many", "whole number"),
+    ):
         board.field("another").fill(text)
         board.button("add below").click()
         board.says(words)
@@ -358,8 +370,9 @@ def test_bad_encoders(lab: Lab, boards: dict[str, Shown], name: str):
 
 
 @needs_browser
-@pytest.mark.parametrize("name, control, value, good", [("bad region", "image", "1", "2"),
-                                                        ("bad scene", "images", "1", "0")])
+@pytest.mark.parametrize(
+    "name, control, value, good", [("bad region", "image", "1", "2"), ("bad scene", "images", "1", "0")]
+)
 def test_bad_images(lab: Lab, boards: dict[str, Shown], name: str, control: str, value: str, good: str):
     "A corrupt image is named; what was shown before can still be clicked, and another image comes."
     board = boards[name]

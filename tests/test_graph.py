@@ -46,21 +46,41 @@ class Graph:
 
     def __init__(self, folder: Path, stages: dict[str, list[str]], steps: int = 1, gpus: int = 0, **parameters):
         self.runs, self.file = folder / "runs", folder / "graph.json"
-        head = nbformat.v4.new_code_cell("folder, needs, steps, broken = '', [], 1, ''",
-                                         metadata={"tags": ["parameters"]})
-        nbformat.write(nbformat.v4.new_notebook(cells=[head, nbformat.v4.new_code_cell(WORK)], metadata={"kernelspec": {
-            "name": "python3", "display_name": "Python 3", "language": "python"}}), folder / "work.ipynb")
+        head = nbformat.v4.new_code_cell(
+            "folder, needs, steps, broken = '', [], 1, ''", metadata={"tags": ["parameters"]}
+        )
+        nbformat.write(
+            nbformat.v4.new_notebook(
+                cells=[head, nbformat.v4.new_code_cell(WORK)],
+                metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+            ),
+            folder / "work.ipynb",
+        )
         place = {name: self.runs / "prepare" / f"{name}-00000000" for name in stages}
-        self.entries = [{
-            "table": "fake.T1", "row": name, "seed": 0, "profile": "fake", "stage": "prepare", "kind": "prepare",
-                         "folder": str(place[name]),
-            "notebook": str(folder / "work.ipynb"), "needs": [str(place[n]) for n in needs], "identity": {"name": name},
-                         "code": {},
-            "cost": f"fake/prepare/{name}", "resources": {"threads": 1, "gpus": gpus, "nodes": 1, "mem_mb": 100,
-                                                          "runtime": 5},
-            "parameters": {"folder": str(place[name]), "needs": [str(place[n]) for n in needs], "steps": steps,
-                           **parameters.get(name, {})},
-        } for name, needs in stages.items()]
+        self.entries = [
+            {
+                "table": "fake.T1",
+                "row": name,
+                "seed": 0,
+                "profile": "fake",
+                "stage": "prepare",
+                "kind": "prepare",
+                "folder": str(place[name]),
+                "notebook": str(folder / "work.ipynb"),
+                "needs": [str(place[n]) for n in needs],
+                "identity": {"name": name},
+                "code": {},
+                "cost": f"fake/prepare/{name}",
+                "resources": {"threads": 1, "gpus": gpus, "nodes": 1, "mem_mb": 100, "runtime": 5},
+                "parameters": {
+                    "folder": str(place[name]),
+                    "needs": [str(place[n]) for n in needs],
+                    "steps": steps,
+                    **parameters.get(name, {}),
+                },
+            }
+            for name, needs in stages.items()
+        ]
         self.runs.mkdir(), self.file.write_text(json.dumps(self.entries))
 
     def start(self, cores: int = 2, *options: str) -> Future:
@@ -147,8 +167,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
         os.kill(found.pid, signal.SIGKILL)
         failed = run.result(120)
         assert len(failed) == 2 and "waits for a-00000000" in failed[1], failed
-        assert ("the worker was killed" if victim == "worker" else "SIGKILL" if victim == "papermill"
-                else "was not run") in failed[0]
+        assert (
+            "the worker was killed" if victim == "worker" else "SIGKILL" if victim == "papermill" else "was not run"
+        ) in failed[0]
         wait_for(lambda: not processes_of(tmp_path), 20)  # a kernel looks once a second whether papermill is there
         assert not list(tmp_path.rglob("*.tmp")) and not (folder / "done.json").exists()
     assert graph.run() == []

@@ -24,7 +24,9 @@ def add(tree: Path, path: str, blocks: list[str]) -> None:
     "A new file, or a new notebook with a code cell for each block."
     assert not (tree / path).exists()
     if path.endswith(".ipynb"):
-        nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(b.strip("\n")) for b in blocks]), tree / path)
+        nbformat.write(
+            nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(b.strip("\n")) for b in blocks]), tree / path
+        )
     else:
         (tree / path).write_text("".join(blocks))
 
@@ -69,4 +71,6 @@ def test_the_page_works_as_it_stands(tmp_path):
     table = (tmp_path / "figures" / "smoke" / "mine-T1.md").read_text()
     assert "| nearest cell |" in table
     numbers = re.findall(r"^\| (scratch|Colours) \| ([\d.]+) \| 1 \|", table, re.M)
-    assert [name for name, _ in numbers] == ["scratch", "Colours"] and all(20 < float(n) <= 100 for _, n in numbers), table
+    assert [name for name, _ in numbers] == ["scratch", "Colours"] and all(20 < float(n) <= 100 for _, n in numbers), (
+        table
+    )

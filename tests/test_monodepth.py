@@ -1,4 +1,5 @@
-"""Monodepth2 through the worker: killed and resumed, split over processes, with bad frames, and the maps that it leaves."""
+"""Monodepth2 through the worker: killed and resumed, split over processes, with bad frames, and the maps that it
+leaves."""
 
 import pytest
 import torch
@@ -61,9 +62,19 @@ def test_two_processes_walk_the_losses_of_one(tmp_path, recipe):
     assert difference < 1e-6 and read_json(tmp_path / "two" / "done.json")["world_size"] == 2
 
 
-@pytest.mark.parametrize("data, words", [
-    ({"name": "room", "options": {"count": 4, "size": [64, 96]}}, "method monodepth needs neighbours, which dataset room"),
-    ({"name": "video", "root": "ROOT"}, 'needs K, which dataset video does not give; for a folder, add {"intrinsics"')])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (
+            {"name": "room", "options": {"count": 4, "size": [64, 96]}},
+            "method monodepth needs neighbours, which dataset room",
+        ),
+        (
+            {"name": "video", "root": "ROOT"},
+            'needs K, which dataset video does not give; for a folder, add {"intrinsics"',
+        ),
+    ],
+)
 def test_what_is_lacking_is_said_before_the_first_step(tmp_path, recipe, data, words):
     data = data | ({"root": recipe["data"]["root"]} if "root" in data else {})
     with pytest.raises(ValueError, match=words) as error:

@@ -45,8 +45,7 @@ def test_a_preempted_job_goes_on_and_a_failed_one_is_named(tmp_path, slurm, monk
     ended = [words[1][0] for words in graph.log() if words[0] == "end"]
     assert begun.count("a") == 2 and ended.count("a") == 1, graph.log()  # preempted once, and finished
     assert ended == ["a", "b"]
-    jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], capture_output=True,
-                          text=True).stdout.split()
+    jobs = subprocess.run(["squeue", "-h", "-t", "all", "-o", "%T"], capture_output=True, text=True).stdout.split()
     assert set(jobs) <= {"COMPLETED", "FAILED"}, jobs
     clean = tmp_path / "clean"
     clean.mkdir()

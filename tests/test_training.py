@@ -21,8 +21,18 @@ from dense_ssl.training.launch import worker_command
 from dense_ssl.training.loop import Log, pretrain
 
 ROOT = Path(__file__).parents[1]
-SMALL = {"data": {"name": "room", "options": {"count": 12, "size": [48, 64]}}, "method": "pixdepth", "encoder": "timm/test_resnet", "crop": 48,
-         "method_options": {"hidden": 32, "out": 30}, "batch_size": 4, "steps": 12, "warmup": 2, "lr": 0.05, "scale": (0.3, 1.0)}
+SMALL = {
+    "data": {"name": "room", "options": {"count": 12, "size": [48, 64]}},
+    "method": "pixdepth",
+    "encoder": "timm/test_resnet",
+    "crop": 48,
+    "method_options": {"hidden": 32, "out": 30},
+    "batch_size": 4,
+    "steps": 12,
+    "warmup": 2,
+    "lr": 0.05,
+    "scale": (0.3, 1.0),
+}
 QUICK = {"log_every": 1, "tensorboard": False, "checkpoint_seconds": 0, "threads": 1}
 
 
@@ -30,8 +40,15 @@ def start(folder: Path, config: dict, launch: dict, **options) -> subprocess.Pop
     "Start the worker of a run folder, marked in its environment so that its whole family can be found."
     write_json(folder / "params.json", parse(Pretrain, config).model_dump(mode="json"))
     write_json(folder / "launch.json", launch)
-    return subprocess.Popen(worker_command(folder, parse(Launch, launch)), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1", "DENSE_SSL_MARK": str(folder)}, start_new_session=True, **options)
+    return subprocess.Popen(
+        worker_command(folder, parse(Launch, launch)),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DENSE_SSL_MARK": str(folder)},
+        start_new_session=True,
+        **options,
+    )
 
 
 def family(mark: Path) -> list[int]:
@@ -121,9 +138,11 @@ def test_killed_worker_ends_with_the_same_bits(whole, tmp_path):
 
 
 def test_two_processes_walk_the_losses_of_one(whole, whole_of_two, tmp_path):
-    """In float64, where it can be seen: the same losses, step by step (to 1e-6: Fabric returns a float32), and the same weights.
+    """In float64, where it can be seen: the same losses, step by step (to 1e-6: Fabric returns a float32), and the
+    same weights.
 
-    In float32 the first losses agree to 1e-5; from then on sums in another order let single ReLUs flip, one in a million, and each
+    In float32 the first losses agree to 1e-5; from then on sums in another order let single ReLUs flip, one in a
+    million, and each
     flip moves a gradient by a thousandth, so that paths part slowly. Nothing is wrong then, and nothing can be tested.
     """
     config = SMALL | {"encoder": "resnet18", "output_stride": 16, "steps": 6, "batch_size": 8, "precision": "64-true"}
@@ -141,11 +160,19 @@ def test_two_processes_walk_the_losses_of_one(whole, whole_of_two, tmp_path):
 
 def test_accumulated_micro_batches_are_one_step(tmp_path):
     "A transformer in two micro-batches: as many steps, and a first loss near that of the whole batch."
-    config = SMALL | {"encoder": "timm/test_vit", "crop": 160, "data": {"name": "room", "options": {"count": 8, "size": [160, 160]}},
-                      "steps": 3, "precision": "64-true", "method_options": {"hidden": 32, "out": 30}}
+    config = SMALL | {
+        "encoder": "timm/test_vit",
+        "crop": 160,
+        "data": {"name": "room", "options": {"count": 8, "size": [160, 160]}},
+        "steps": 3,
+        "precision": "64-true",
+        "method_options": {"hidden": 32, "out": 30},
+    }
     run_here(tmp_path / "one", config, QUICK)
     run_here(tmp_path / "two", config | {"accumulate": 2}, QUICK)
-    assert abs(losses(tmp_path / "one")[0] - losses(tmp_path / "two")[0]) < 0.1  # the projector's batch norm sees half the batch
+    assert (
+        abs(losses(tmp_path / "one")[0] - losses(tmp_path / "two")[0]) < 0.1
+    )  # the projector's batch norm sees half the batch
     assert read_json(tmp_path / "two" / "done.json")["steps"] == 3
 
 
@@ -171,11 +198,30 @@ def test_torchrun_killed_leaves_no_orphans(tmp_path):
 
 
 def papermill(out: Path, runs: Path, steps: int) -> subprocess.Popen:
-    command = [sys.executable, "-m", "papermill", str(ROOT / "nbs/10_experiments/02_pretrain.ipynb"), str(out), "--no-progress-bar",
-               "-p", "steps", str(steps), "-p", "encoder", "timm/test_resnet", "-y", json.dumps({
-                   "settings": {"warmup": 1}, "runs": str(runs), "launch": QUICK | {"workers": 1}})]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT, start_new_session=True,
-                            env={**os.environ, "DENSE_SSL_MARK": str(runs), "OMP_NUM_THREADS": "1"})
+    command = [
+        sys.executable,
+        "-m",
+        "papermill",
+        str(ROOT / "nbs/10_experiments/02_pretrain.ipynb"),
+        str(out),
+        "--no-progress-bar",
+        "-p",
+        "steps",
+        str(steps),
+        "-p",
+        "encoder",
+        "timm/test_resnet",
+        "-y",
+        json.dumps({"settings": {"warmup": 1}, "runs": str(runs), "launch": QUICK | {"workers": 1}}),
+    ]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        start_new_session=True,
+        env={**os.environ, "DENSE_SSL_MARK": str(runs), "OMP_NUM_THREADS": "1"},
+    )
 
 
 def test_papermill_killed(tmp_path):
@@ -204,8 +250,12 @@ def test_full_disk_is_one_sentence_and_loses_nothing(whole, tmp_path):
     process = start(tmp_path, SMALL, QUICK, preexec_fn=small_files)
     _, said = process.communicate(timeout=120)
     last = said.strip().splitlines()[-1]
-    assert process.returncode == 1 and "last.pt could not be written: the disk is full" in last and "Traceback" not in said, said
-    assert (tmp_path / "encoder.safetensors").read_bytes() == done and not list((tmp_path / "checkpoints").glob("last.pt"))
+    assert (
+        process.returncode == 1 and "last.pt could not be written: the disk is full" in last and "Traceback" not in said
+    ), said
+    assert (tmp_path / "encoder.safetensors").read_bytes() == done and not list(
+        (tmp_path / "checkpoints").glob("last.pt")
+    )
     run_here(tmp_path, SMALL, QUICK)
     assert same_bits(whole, tmp_path)
 
@@ -250,8 +300,15 @@ def test_a_checkpoint_executes_nothing(tmp_path):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "lars", "adamw"])
 def test_optimizers_with_bf16_clipping_and_accumulation(tmp_path, optimizer):
-    config = SMALL | {"optimizer": optimizer, "precision": "bf16-mixed", "clip": 1.0, "accumulate": 2, "steps": 3, "weight_decay": 1e-4,
-                      "lr": 1e-3 if optimizer == "adamw" else 0.05}
+    config = SMALL | {
+        "optimizer": optimizer,
+        "precision": "bf16-mixed",
+        "clip": 1.0,
+        "accumulate": 2,
+        "steps": 3,
+        "weight_decay": 1e-4,
+        "lr": 1e-3 if optimizer == "adamw" else 0.05,
+    }
     run_here(tmp_path, config, QUICK)
     torch.manual_seed(config.get("seed", 0))
     before, after = build_encoder(config["encoder"]).body.state_dict(), read_weights(tmp_path / "encoder.safetensors")
@@ -261,7 +318,8 @@ def test_optimizers_with_bf16_clipping_and_accumulation(tmp_path, optimizer):
 
 
 def test_two_nodes(whole_of_two, tmp_path):
-    "Two torchruns that meet at an address, as on two machines; one log, one result, the path of two processes on one node."
+    """Two torchruns that meet at an address, as on two machines; one log, one result, the path of two processes on one
+    node."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

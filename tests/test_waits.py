@@ -1,4 +1,5 @@
-"""What a training step without signals would make the host wait for on a GPU, counted where every operation passes: at the dispatcher."""
+"""What a training step without signals would make the host wait for on a GPU, counted where every operation passes: at
+the dispatcher."""
 
 import collections
 import functools
@@ -19,7 +20,8 @@ from common import batches, build, configuration, images, launch
 from dense_ssl.models import point_unet
 from dense_ssl.training.loop import build_optimizer, setup, train_step
 
-# The shape of their result, or a number for Python, depends on values: the host must have them. lift_fresh: numbers of Python
+# The shape of their result, or a number for Python, depends on values: the host must have them. lift_fresh: numbers of
+# Python
 # become a tensor, which a GPU gets by a copy from memory that is not pinned, after all that was asked of it before.
 WAITS = {
     "_local_scalar_dense",
@@ -66,7 +68,8 @@ class Waits(TorchDispatchMode):
 
 
 class Calls(TorchFunctionMode):
-    "Adds what the dispatcher does not show on a CPU: copies to the host, and numbers in `where`, which a GPU gets by a copy."
+    """Adds what the dispatcher does not show on a CPU: copies to the host, and numbers in `where`, which a GPU gets by
+    a copy."""
 
     def __init__(self, waits: Waits):
         super().__init__()
@@ -154,7 +157,8 @@ RUNS = {
         },
         0,
     ),
-    # How many voxels the 3D network's two coarser levels have, which is known where it is: a loader would take seconds for it.
+    # How many voxels the 3D network's two coarser levels have, which is known where it is: a loader would take seconds
+    # for it.
     "pri3d": ("pri3d", {"crop": (48, 64), "method_options": {**POINTS, "depth_weight": 1.0}}, 2),
     "pri3d, view alone": (
         "pri3d",

@@ -1,4 +1,5 @@
-"""The package by itself: what its wheel holds and asks for, what importing a part of it loads, and a pre-training from the
+"""The package by itself: what its wheel holds and asks for, what importing a part of it loads, and a pre-training from
+the
 wheel in an environment that sees nothing but what the wheel asks for."""
 
 import ast
@@ -20,9 +21,32 @@ from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
 EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
-NOT_NEEDED = {"jupyterlab", "notebook", "jupyter-server", "ipykernel", "ipywidgets", "ipython", "nbdev", "nbclient", "nbconvert", "papermill",
-              "snakemake", "tensorboard", "tornado", "pytest", "hypothesis", "ruff", "transformers", "infomap", "faiss-cpu", "trimesh"}
-EXPLORERS = {"explorer", *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs"))}  # of dense_ssl.viz
+NOT_NEEDED = {
+    "jupyterlab",
+    "notebook",
+    "jupyter-server",
+    "ipykernel",
+    "ipywidgets",
+    "ipython",
+    "nbdev",
+    "nbclient",
+    "nbconvert",
+    "papermill",
+    "snakemake",
+    "tensorboard",
+    "tornado",
+    "pytest",
+    "hypothesis",
+    "ruff",
+    "transformers",
+    "infomap",
+    "faiss-cpu",
+    "trimesh",
+}
+EXPLORERS = {
+    "explorer",
+    *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs")),
+}  # of dense_ssl.viz
 
 LIGHT = """
 import importlib, pkgutil, sys
@@ -56,11 +80,14 @@ from dense_ssl.models.encoders import read_weights
 from dense_ssl.training.configuration import Launch, Pretrain, parse
 from dense_ssl.training.launch import run_pretrain
 from dense_ssl.training.loop import Log
-config = {"data": {"name": "room", "options": {"count": 4, "size": [48, 64]}}, "method": "pixdepth", "encoder": "timm/test_resnet",
+config = {"data": {"name": "room", "options": {"count": 4, "size": [48, 64]}}, "method": "pixdepth", "encoder":
+"timm/test_resnet",
           "crop": 48, "method_options": {"hidden": 32, "out": 30}, "batch_size": 2, "steps": 2, "warmup": 1, "lr": 0.05}
 folder = run_pretrain(parse(Pretrain, config), Launch(accelerator="cpu", log_every=1, tensorboard=False, threads=1))
-said |= {"folder": str(folder), "done": (folder / "done.json").is_file(), "weights": len(read_weights(folder / "encoder.safetensors")),
-         "losses": [line["loss"] for line in Log.read(folder / "metrics.jsonl")], "commit": read_json(folder / "env.json")["commit"]}
+said |= {"folder": str(folder), "done": (folder / "done.json").is_file(), "weights": len(read_weights(folder /
+"encoder.safetensors")),
+         "losses": [line["loss"] for line in Log.read(folder / "metrics.jsonl")], "commit": read_json(folder /
+         "env.json")["commit"]}
 for name, ask in (("tensorboard", lambda: Log(Path("log"), 0)), ("experiments", lambda: read_yaml("profiles.yaml"))):
     try:
         said[name] = str(ask())
@@ -87,7 +114,9 @@ def closure(wanted: Iterable[str], extra: str = "") -> dict[str, Distribution]:
         if requirement.marker and not requirement.marker.evaluate({"extra": extra}):
             continue
         assert name in there, f"{requirement} is asked for and not installed here"
-        assert requirement.specifier.contains(there[name].version, prereleases=True), f"{name} {there[name].version} is not {requirement}"
+        assert requirement.specifier.contains(there[name].version, prereleases=True), (
+            f"{name} {there[name].version} is not {requirement}"
+        )
         found[name] = there[name]
         new = {(name, e) for e in ("", *requirement.extras)} - seen
         seen |= new
@@ -101,7 +130,13 @@ def link(kept: dict[str, Distribution], site: Path) -> None:
     def files(d: Distribution) -> list[Path]:
         return [Path(f) for f in d.files or () if ".." not in f.parts and not f.is_absolute()]
 
-    foreign = {p for d in distributions() if canonicalize_name(d.metadata["Name"]) not in kept for f in files(d) for p in f.parents}
+    foreign = {
+        p
+        for d in distributions()
+        if canonicalize_name(d.metadata["Name"]) not in kept
+        for f in files(d)
+        for p in f.parents
+    }
     done = set()
     for d in kept.values():
         for file in files(d):
@@ -119,7 +154,20 @@ def wheel(tmp_path_factory) -> Path:
     for name in ("setup.py", "settings.ini", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, tree)
     shutil.copytree(ROOT / "dense_ssl", tree / "dense_ssl", ignore=shutil.ignore_patterns("__pycache__"))
-    run(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index", "--no-build-isolation", "--use-pep517", "-w", out, tree)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "--use-pep517",
+        "-w",
+        out,
+        tree,
+    )
     return next(out.glob("dense_ssl-*.whl"))
 
 
@@ -133,18 +181,33 @@ def requires(wheel: Path) -> tuple[list[str], set[str]]:
 
 @pytest.fixture(scope="module")
 def bare(wheel, tmp_path_factory) -> Path:
-    "The folder of a fresh virtual environment: the wheel, what it asks for without extras, and nothing else, not even pip."
+    """The folder of a fresh virtual environment: the wheel, what it asks for without extras, and nothing else, not
+    even pip."""
     folder = tmp_path_factory.mktemp("bare")
     venv.create(folder, with_pip=False, symlinks=True)
     link(closure(requires(wheel)[0]), next(folder.glob("lib/python*/site-packages")))
-    run(sys.executable, "-m", "pip", "-q", "--python", folder / "bin" / "python", "install", "--no-deps", "--no-index", wheel)
+    run(
+        sys.executable,
+        "-m",
+        "pip",
+        "-q",
+        "--python",
+        folder / "bin" / "python",
+        "install",
+        "--no-deps",
+        "--no-index",
+        wheel,
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def said(bare, tmp_path_factory) -> dict:
-    "What BARE says in the bare environment: it imports everything, then pre-trains, in a folder of its own, with no other program on the path."
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DENSE_SSL", "VIRTUAL_ENV"))} | {"PATH": str(bare / "bin")}
+    """What BARE says in the bare environment: it imports everything, then pre-trains, in a folder of its own, with no
+    other program on the path."""
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "DENSE_SSL", "VIRTUAL_ENV"))} | {
+        "PATH": str(bare / "bin")
+    }
     folder = tmp_path_factory.mktemp("user").resolve()
     words = run(bare / "bin" / "python", "-c", BARE, cwd=folder, env={**env, "OMP_NUM_THREADS": "1"}).splitlines()
     return {"cwd": folder, **json.loads(words[-1])}
@@ -164,8 +227,13 @@ def test_wheel_holds_every_file_of_the_package(wheel):
 
 def test_wheel_asks_for_no_notebook_server_or_workflow_package(wheel):
     lines, extras = requires(wheel)
-    asked = {extra: {canonicalize_name(Requirement(line).name) for line in lines if f'extra == "{extra}"' in line} for extra in EXTRAS}
-    assert extras == EXTRAS and asked["notebooks"] >= {"jupyterlab", "ipywidgets"} and "papermill" in asked["experiments"]
+    asked = {
+        extra: {canonicalize_name(Requirement(line).name) for line in lines if f'extra == "{extra}"' in line}
+        for extra in EXTRAS
+    }
+    assert (
+        extras == EXTRAS and asked["notebooks"] >= {"jupyterlab", "ipywidgets"} and "papermill" in asked["experiments"]
+    )
     assert all(asked[extra] <= asked["dev"] for extra in EXTRAS)
     assert not closure(lines).keys() & NOT_NEEDED
 
@@ -178,7 +246,9 @@ def test_what_is_imported_is_declared(wheel):
         names = {a.name for n in nodes if isinstance(n, ast.Import) for a in n.names}
         names |= {n.module for n in nodes if isinstance(n, ast.ImportFrom) and not n.level}
         for name in {n.split(".")[0] for n in names} - sys.stdlib_module_names - {"dense_ssl"}:
-            assert {canonicalize_name(owner) for owner in owners.get(name, ())} & declared, f"{file} imports {name}, which no requirement names"
+            assert {canonicalize_name(owner) for owner in owners.get(name, ())} & declared, (
+                f"{file} imports {name}, which no requirement names"
+            )
 
 
 def test_bare_environment_imports_all_but_the_explorers(wheel, bare, said):

@@ -1,4 +1,5 @@
-"""Is what a GPU computes right? Operations against float64 on the CPU, methods against the CPU's losses, several processes, a killed run."""
+"""Is what a GPU computes right? Operations against float64 on the CPU, methods against the CPU's losses, several
+processes, a killed run."""
 
 import json
 import os
@@ -99,7 +100,8 @@ def relative(found: Tensor, wanted: Tensor) -> float:
 
 
 def operations() -> dict[str, tuple[Callable, list[Tensor]]]:
-    "Name to a function of float tensors, which gives a tensor or several, and the tensors, float64. Everything else lies in the function."
+    """Name to a function of float tensors, which gives a tensor or several, and the tensors, float64. Everything else
+    lies in the function."""
     g = torch.Generator().manual_seed(0)
 
     def rand(*shape: int) -> Tensor:
@@ -290,8 +292,10 @@ def check_method(name: str) -> Callable:
     def check(device: str, tiny: bool, options: object) -> dict:
         """Twenty losses beside the CPU's: the first to a tolerance, all of them as near as the CPU is to itself.
 
-        With batch norm on a few images the paths part by a factor of hundreds a step, whatever differs: so the bound is three times as far
-        as the CPU parts from itself when its weights are shifted by a unit in the last place of the format. Methods that draw pixels on the
+        With batch norm on a few images the paths part by a factor of hundreds a step, whatever differs: so the bound
+        is three times as far
+        as the CPU parts from itself when its weights are shifted by a unit in the last place of the format. Methods
+        that draw pixels on the
         device draw others there, which is as large a change as bf16's.
         """
         steps = 2 if tiny else 20
@@ -398,7 +402,8 @@ def check_processes(device: str, tiny: bool, options: object) -> dict:
 
 
 def check_resume(device: str, tiny: bool, options: object) -> dict:
-    "kill -9 at a random step, and again; then to the end: the same bits as an uninterrupted run, where the device's sums have one order."
+    """kill -9 at a random step, and again; then to the end: the same bits as an uninterrupted run, where the device's
+    sums have one order."""
     steps = 6 if tiny else 24
     config = small("pixdepth", tiny, "auto").model_dump(mode="json") | {
         "steps": steps,
@@ -451,7 +456,8 @@ def check_resume(device: str, tiny: bool, options: object) -> dict:
 
 
 def check_compile(device: str, tiny: bool, options: object) -> dict:
-    "PixDepth's losses with torch.compile and without. A rehearsal leaves out the C++ compiler, which takes most of two minutes."
+    """PixDepth's losses with torch.compile and without. A rehearsal leaves out the C++ compiler, which takes most of
+    two minutes."""
     config, compiling = small("pixdepth", tiny), nn.Module.compile
     backend = {"backend": "aot_eager"} if tiny else {}
     made, values = batches(config, build(config), images(config, 8, (96, 128)), 3), []

@@ -35,7 +35,8 @@ def compared(ours: Callable, others: dict[str, Callable], device: str, rounds: i
 
 
 def auxiliary(device: str, tiny: bool, options: object) -> dict:
-    "10000 anchors, 40000 candidates, 128 channels, forward and backward, beside the plain version and its own four products and two exponentials."
+    """10000 anchors, 40000 candidates, 128 channels, forward and backward, beside the plain version and its own four
+    products and two exponentials."""
     import auxiliary_contrast as benchmark
 
     result = {}
@@ -59,7 +60,8 @@ def auxiliary(device: str, tiny: bool, options: object) -> dict:
     row = result["float32"]
     return {
         **result,
-        "says": f"{row['seconds'] * 1e3:.1f} ms, {row['ratio_to_arithmetic']:.2f} x its arithmetic, {row['peak_mib']} MiB",
+        "says": f"{row['seconds'] * 1e3:.1f} ms, {row['ratio_to_arithmetic']:.2f} x its arithmetic, "
+        f"{row['peak_mib']} MiB",
     }
 
 
@@ -120,7 +122,8 @@ def codes(device: str, tiny: bool, options: object) -> dict:
     return {
         "sinkhorn": one,
         "prototype_loss": two,
-        "says": f"Sinkhorn {one['seconds'] * 1e3:.1f} ms, {one['ratio_to_plain']:.2f} x plain; loss {two['seconds'] * 1e3:.1f} ms",
+        "says": f"Sinkhorn {one['seconds'] * 1e3:.1f} ms, {one['ratio_to_plain']:.2f} x plain; "
+        f"loss {two['seconds'] * 1e3:.1f} ms",
     }
 
 

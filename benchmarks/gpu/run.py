@@ -1,10 +1,15 @@
-"""Checks, throughput, kernels and training on a GPU in one rehearsed command, for a machine that one has for minutes and without a network.
+"""Checks, throughput, kernels and training on a GPU in one rehearsed command, for a machine that one has for minutes
+and without a network.
 
-    python benchmarks/gpu/run.py --out DIR [--minutes 9] [--device cuda] [--stages checks throughput ...] [--tiny] [--data NYUV2]
+    python benchmarks/gpu/run.py --out DIR [--minutes 9] [--device cuda] [--stages checks throughput ...] [--tiny]
+    [--data NYUV2]
 
-Stages come in the order of their worth. Each has its own time limit and writes DIR/STAGE.json the moment it ends; one that fails, hangs or kills
-its process leaves the end of its log there and the others go on. What DIR already has for this commit and device is not run again. `--device cpu
---tiny` is the rehearsal: the same code in a minute or two. Exit status 1 where a stage failed; 0 where time ran out before all had begun, which
+Stages come in the order of their worth. Each has its own time limit and writes DIR/STAGE.json the moment it ends; one
+that fails, hangs or kills
+its process leaves the end of its log there and the others go on. What DIR already has for this commit and device is
+not run again. `--device cpu
+--tiny` is the rehearsal: the same code in a minute or two. Exit status 1 where a stage failed; 0 where time ran out
+before all had begun, which
 the summary says.
 """
 
@@ -32,7 +37,8 @@ from dense_ssl.processes import die_with_parent, kill_group  # noqa: E402
 
 
 def stages(tiny: bool) -> dict:
-    "Name to (function of (device, tiny, options), limit in seconds), in order; tiny: one trained row, which is the code of all."
+    """Name to (function of (device, tiny, options), limit in seconds), in order; tiny: one trained row, which is the
+    code of all."""
     import checks
     import kernels
     import throughput
@@ -57,7 +63,8 @@ def record(out: Path, name: str, facts: dict, **values) -> dict:
 
 
 def plan(a: argparse.Namespace) -> dict:
-    "What is to be run, of what is there: written to DIR/plan.json, from which a worker and the process that watches it both read."
+    """What is to be run, of what is there: written to DIR/plan.json, from which a worker and the process that watches
+    it both read."""
     import torch
 
     if a.device == "cuda" and not torch.cuda.is_available():
@@ -79,7 +86,8 @@ def plan(a: argparse.Namespace) -> dict:
 
 
 def work(a: argparse.Namespace) -> None:
-    "In a process of its own: one stage after another. A failure on a GPU ends the process, since its context may be lost."
+    """In a process of its own: one stage after another. A failure on a GPU ends the process, since its context may be
+    lost."""
     die_with_parent()
     planned = read_json(a.out / "plan.json") if (a.out / "plan.json").exists() else plan(a)
     import torch

@@ -1,4 +1,5 @@
-"""Images a second of every method at its paper's encoder and crop, beside a bare supervised step; what the host waits for; data from JPEG files."""
+"""Images a second of every method at its paper's encoder and crop, beside a bare supervised step; what the host waits
+for; data from JPEG files."""
 
 import collections
 import itertools
@@ -26,8 +27,10 @@ from dense_ssl.models.heads import momentum_copy
 from dense_ssl.training.configuration import Pretrain
 from dense_ssl.training.loop import build_optimizer, prepare, setup, train_step
 
-# method: encoder, crop, batches to try from the largest on, images forward and backward and images forward alone for each image of the batch,
-# the network between encoder and loss where there is one, options. Batches of methods whose loader makes scenes or clouds are made whole.
+# method: encoder, crop, batches to try from the largest on, images forward and backward and images forward alone for
+# each image of the batch,
+# the network between encoder and loss where there is one, options. Batches of methods whose loader makes scenes or
+# clouds are made whole.
 PAPER = {
     "pixdepth": ("resnet34", 224, (1024, 512, 256, 128), 2, 2, None, {"method_options": {"out": 252}}),
     "pixpro": ("resnet34", 224, (1024, 512, 256, 128), 2, 2, None, {}),
@@ -65,7 +68,8 @@ def tiled(batch: Batch, times: int) -> Batch:
 
 
 def made_batch(config: Pretrain, method: nn.Module, name: str, size: int) -> Batch:
-    "A batch of `size`: what comes from crops is made of 16 images and tiled, scenes and frame pairs are made whole, of few images."
+    """A batch of `size`: what comes from crops is made of 16 images and tiled, scenes and frame pairs are made whole,
+    of few images."""
     crop = (config.crop,) * 2 if isinstance(config.crop, int) else config.crop
     whole = config.method in ("cpcdr", "pri3d", "geosets")
     count = min(size, 16)
@@ -85,7 +89,8 @@ def part_of(method: nn.Module, path: str) -> nn.Module:
 def bare_step(
     network: nn.Module, config: Pretrain, online: int, alone: int, device: str, amp: bool
 ) -> Callable[[], None]:
-    "A supervised step: images through the network, their mean through a linear classifier; and images forward alone, as a momentum branch's."
+    """A supervised step: images through the network, their mean through a linear classifier; and images forward alone,
+    as a momentum branch's."""
     crop = (config.crop,) * 2 if isinstance(config.crop, int) else tuple(config.crop)
     image = torch.randn(online, 3, *crop, device=device).to(memory_format=torch.channels_last)
     target = momentum_copy(network) if alone else None
@@ -233,7 +238,8 @@ def measured(name: str, config: Pretrain, size: int, online: int, alone: int, in
 
 
 def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
-    "JPEG files of smooth noise as large as photographs of that size (a bit a pixel), and 16-bit depth; 32 of them, copied."
+    """JPEG files of smooth noise as large as photographs of that size (a bit a pixel), and 16-bit depth; 32 of them,
+    copied."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(), (folder / "depth").mkdir()
     for k in range(count):
@@ -251,9 +257,11 @@ def write_photographs(folder: Path, count: int, size: tuple[int, int]) -> None:
 
 def data_wait(views: str) -> Callable:
     def measure(device: str, tiny: bool, options: object) -> dict:
-        """PixDepth's data from JPEG files of 375 x 500 and depth PNGs, by a worker for each core but one, and its steps.
+        """PixDepth's data from JPEG files of 375 x 500 and depth PNGs, by a worker for each core but one, and its
+        steps.
 
-        Each by itself and long after the start, since a short run lives on what the workers have ready: the slower of the two is the run's
+        Each by itself and long after the start, since a short run lives on what the workers have ready: the slower of
+        the two is the run's
         rate, and what the loader lacks is what a step waits.
         """
         count, batch, crop, encoder = (8, 4, 64, "resnet18") if tiny else (2048, 256, 224, "resnet34")

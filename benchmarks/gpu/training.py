@@ -1,4 +1,5 @@
-"""Evidence: PixContrast and PixDepth at the same T and unit, ten times as long as a CPU can pay; encoders, numbers and pictures come back."""
+"""Evidence: PixContrast and PixDepth at the same T and unit, ten times as long as a CPU can pay; encoders, numbers and
+pictures come back."""
 
 import shutil
 from collections.abc import Callable
