@@ -68,8 +68,8 @@ def test_killed_and_started_again_gives_the_same_numbers(tmp_path, frozen):
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
     }
-    child = f"t.child({str(tmp_path / 'cut')!r}, {frozen})"
-    code = f"import torch; torch.set_num_threads(1); import test_evaluation as t; {child}"
+    call = f"t.child({str(tmp_path / 'cut')!r}, {frozen})"
+    code = f"import torch; torch.set_num_threads(1); import test_evaluation as t; {call}"
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True)
     deadline = time.time() + 120
     while not (tmp_path / "cut" / "checkpoint.pt").exists() and process.poll() is None and time.time() < deadline:
