@@ -53,8 +53,8 @@ class VideoFolder:
                          for v in self.videos for t in range(spacing, len(v) - spacing)]
         self.short = sum(len(video) <= 2 * spacing for video in self.videos)
         if not self.triplets:
-            raise ValueError(f"{root}: none of {len(self.videos)} videos has the {2 * spacing + 1} frames that a triplet "
-                             f"of spacing {spacing} needs; the longest has {max(map(len, self.videos))}")
+            raise ValueError(f"{root}: none of {len(self.videos)} videos has the {2 * spacing + 1} frames that a "
+                             f"triplet of spacing {spacing} needs; the longest has {max(map(len, self.videos))}")
 
     def __len__(self) -> int:
         return len(self.triplets)
