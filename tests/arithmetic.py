@@ -16,6 +16,7 @@ shifted by `tests/arithmetic/sitecustomize.py`.
 """
 
 import argparse
+import ast
 import hashlib
 import json
 import os
@@ -42,18 +43,17 @@ COMPUTE = {
     "nbs/02_data": "03_sequences 04_surfaces 05_frame_pairs 07_proposals",
     "nbs/03_positives": "03_auxiliary_labels 04_geometric_sets",
     "nbs/04_objectives": "02_prototypes",
-    "nbs/06_methods": "00_pixdepth",
     "nbs/08_evaluation": "02_segmentation 03_probe 06_shares",
     "nbs/09_viz": "04_pca 05_tsne 06_clusters",
     "tests": " ".join(
-        f"test_{k}.py::test_two_processes_walk_the_losses_of_one" for k in ("cpcdr", "geosets", "training")
+        f"test_{k}.py::test_two_processes_walk_the_losses_of_one" for k in ("cpcdr", "geosets", "monodepth", "training")
     ),
 }
 # What they train, or fit to random networks, is measured too; with other seeds as well.
 TRAIN = {
     "nbs/04_objectives": "04_set_infonce",
     "nbs/05_models": "07_point_unet",
-    "nbs/06_methods": "01_cpcdr 03_auxcontrast 04_geosets 05_moco 06_densecl 07_swav 08_picie 11_monodepth",
+    "nbs/06_methods": "00_pixdepth 01_cpcdr 03_auxcontrast 04_geosets 05_moco 06_densecl 07_swav 08_picie 11_monodepth",
     "nbs/07_training": "01_loop",
     "nbs/08_evaluation": "04_clustering 05_detection",
 }
@@ -168,7 +168,8 @@ def machine() -> str:
 
 
 def digest(path: str) -> str:
-    "Twelve digits of the code of a notebook or test and of all that it imports from the package."
+    """Twelve digits of the code of a notebook or test and of all that it imports from the package; comments and
+    formatting do not count."""
     text = (ROOT / path.partition("::")[0]).read_text()
     if path.endswith(".ipynb"):
         cells = json.loads(text)["cells"]
@@ -177,7 +178,7 @@ def digest(path: str) -> str:
         f"dense_ssl.{m}" for m in re.findall(r"default_exp (\S+)", text)
     ]
     used = code_versions(*(name for name in sorted(set(named)) if (ROOT / f"{name.replace('.', '/')}.py").is_file()))
-    return hashlib.sha256(f"{text}{json.dumps(used)}".encode()).hexdigest()[:12]
+    return hashlib.sha256(f"{ast.dump(ast.parse(text))}{json.dumps(used)}".encode()).hexdigest()[:12]
 
 
 def said(results: dict[str, dict], every: bool) -> int:
