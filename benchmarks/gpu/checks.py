@@ -324,6 +324,7 @@ def check_method(name: str) -> Callable:
 
 RANK = """
 import json, sys, torch, torch.distributed as dist
+from dataclasses import fields
 sys.path[:0] = {paths!r}
 from dense_ssl.processes import die_with_parent
 die_with_parent()
@@ -344,7 +345,7 @@ for step, batch in enumerate(batches(config, method, images(config, 8, (96, 128)
     views = [v.to(device) for v in batch.inputs]
     part = slice(rank * config.batch_size // world, (rank + 1) * config.batch_size // world)
     for v in views:
-        for name in v.__slots__:
+        for name in (field.name for field in fields(v)):
             if getattr(v, name) is not None:
                 value = getattr(v, name)[part]
                 setattr(v, name, value.double() if value.is_floating_point() else value)
