@@ -139,6 +139,7 @@ RUNS = {
     "densecl": ("densecl", {**TINY, "method_options": {"queue": 16, "hidden": 32, "out": 16}}, 0),
     # but for every `refit`-th step, in which k-means runs on the CPU
     "picie": ("picie", {"method_options": {"clusters": 5, "out": 32, "bank": 64, "refit": 100}}, 0),
+    "monodepth": ("monodepth", {}, 0),
     "cpcdr": ("cpcdr", {"method_options": {"prototypes": 20, "copy_paste": {"images": 2}}}, 0),
     "auxcontrast": (
         "auxcontrast",

@@ -54,6 +54,7 @@ METHODS = {
     "cpcdr": {
         "method_options": {"prototypes": 30, "pyramid": 32, "channels": 32, "out": 32, "copy_paste": {"images": 4}}
     },
+    "monodepth": {},
     "auxcontrast": {
         "output_stride": 8,
         "method_options": {

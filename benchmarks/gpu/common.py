@@ -10,6 +10,7 @@ import torch
 from dense_ssl.data.catalog import open_data
 from dense_ssl.data.device_views import on_device
 from dense_ssl.data.loading import Batch, Samples, StepBatches, step_loader
+from dense_ssl.data.video import Triplet
 from dense_ssl.methods.catalog import build_method
 from dense_ssl.models.encoders import build_encoder
 from dense_ssl.training.configuration import Launch, Pretrain, parse
@@ -35,8 +36,18 @@ class WithIds:
         return replace(sample, auxiliary=sample.labels.where(sample.labels != 255, -1), regions=sample.instances)
 
 
+class Triplets(WithIds):
+    "A room between two others, as three frames of a video."
+
+    def __getitem__(self, i: int):
+        before, now, after = (self.dataset[(i + k) % len(self)] for k in (-1, 0, 1))
+        return Triplet(now.image, now.name, K=now.K, neighbours=torch.stack([before.image, after.image]))
+
+
 def images(config: Pretrain, count: int, size: tuple[int, int]):
     "A data set for a run: `count` rooms, with what its method needs; a coarse cloud where voxels are coarse."
+    if config.method == "monodepth":
+        return Triplets(open_data("room", count=count, size=size))
     if config.method_options.get("posed"):
         return open_data("room_pairs", count=count, size=size, voxel=config.method_options["voxel"])
     return WithIds(open_data("room", count=count, size=size))

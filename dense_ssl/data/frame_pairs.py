@@ -22,10 +22,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import atomic_path, params_hash, runs_root
-from .catalog import Cached
 from .sequences import RGBDSequences
 from .surfaces import Fusion, Painting, cloud_segments
-from .views import BadSample, Sample
+from .views import BadSample, Cached, Sample
 from .worlds.raycast import in_sight
 from .worlds.room import CLASSES, RoomWorld
 from ..geometry.reprojection import check_pose, to_world, visible

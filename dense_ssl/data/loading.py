@@ -120,7 +120,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its inputs on `device`; a copy from pinned memory to a GPU does not wait."""
-        return replace(self, inputs=tuple(None if x is None else x.to(device) for x in self.inputs))
+        def move(x: Any) -> Any:
+            return x if x is None else x.to(device, **({"non_blocking": True} if isinstance(x, Tensor) else {}))
+
+        return replace(self, inputs=tuple(map(move, self.inputs)))
 
     def pin_memory(self) -> "Batch":
         """The same batch in pinned memory; a loader with `pin_memory` calls it."""

@@ -178,9 +178,12 @@ def read_job(path: str | Path) -> Job:
 def _factory(name: str) -> Callable[..., Make]:
     "The function named 'module:function'; ValueError if there is none."
     try:
-        return resolve_name(name)
+        found = resolve_name(name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"factory is {name!r}; needs an importable 'module:function' ({error})") from None
+    if not callable(found):
+        raise ValueError(f"factory is {name!r}, a {type(found).__name__}; needs an importable 'module:function'")
+    return found
 
 # %% ../../nbs/02_data/06_prepare.ipynb #run-job
 def run_job(job: Job, shard: int = 0, shards: int = 1, progress: bool = True) -> dict[str, Any]:

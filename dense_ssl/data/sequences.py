@@ -33,7 +33,7 @@ _LAYOUTS = {  # where colour, depth and pose lie, what follows a frame's stem, a
 def _listing(folder: Path, layout: str) -> list[dict[str, str]]:
     "File names of colour, depth and pose, each by the frame's stem."
     return [{path.stem.removesuffix(mark): path.relative_to(folder).as_posix() for path in folder.glob(pattern)
-             if path.suffix.lower() in suffixes and path.name[0] != "."}
+             if path.suffix.lower() in suffixes and path.stem.endswith(mark) and path.name[0] != "."}
             for pattern, mark, suffixes in _LAYOUTS[layout]]
 
 

@@ -63,9 +63,9 @@ def backproject(depth: Tensor, K: Tensor) -> Tensor:
     u = torch.arange(width, device=depth.device, dtype=depth.dtype)
     v = torch.arange(height, device=depth.device, dtype=depth.dtype)[:, None]
     good = (depth > 0) & depth.isfinite()
-    z = torch.where(good, depth, 1)
+    z = depth.masked_fill(~good, 1)
     points = torch.stack([(u - cx) / fx * z, (v - cy) / fy * z, z], -3)
-    return torch.where(good.unsqueeze(-3), points, torch.nan)
+    return points.masked_fill(~good.unsqueeze(-3), torch.nan)
 
 # %% ../../nbs/01_geometry/02_camera.ipynb #project
 def project(points: Tensor, K: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def project(points: Tensor, K: Tensor) -> Tensor:
     fx, fy, cx, cy = _entries(K, points)
     x, y, z = points.unbind(-3)
     front = z > 0
-    z = torch.where(front, z, 1)
-    return torch.where(front.unsqueeze(-3), torch.stack([fx * x / z + cx, fy * y / z + cy], -3), torch.nan)
+    z = z.masked_fill(~front, 1)
+    return torch.stack([fx * x / z + cx, fy * y / z + cy], -3).masked_fill(~front.unsqueeze(-3), torch.nan)
 
 # %% ../../nbs/01_geometry/02_camera.ipynb #check-points
 def _check_points(points: Tensor) -> None:

@@ -142,11 +142,12 @@ def pose_matrix(axis_angle: Tensor, translation: Tensor, invert: bool = False) -
     zero = torch.zeros_like(x)
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
     angle = axis_angle.norm(dim=-1)[:, None, None] / math.pi  # torch.sinc(a) is sin(pi a) / (pi a)
-    rotation = torch.eye(3).to(cross) + torch.sinc(angle) * cross + torch.sinc(angle / 2) ** 2 / 2 * cross @ cross
+    rotation = torch.eye(3, dtype=x.dtype, device=x.device) + torch.sinc(angle) * cross
+    rotation = rotation + torch.sinc(angle / 2) ** 2 / 2 * cross @ cross
     if invert:
         rotation = rotation.mT
         translation = -(rotation @ translation[..., None])[..., 0]
-    last = torch.tensor([0.0, 0, 0, 1]).to(cross).expand(len(cross), 1, 4)
+    last = torch.eye(4, dtype=x.dtype, device=x.device)[3:].expand(len(cross), 1, 4)
     return torch.cat([torch.cat([rotation, translation[..., None]], -1), last], -2)
 
 # %% ../../nbs/01_geometry/07_reprojection.ipynb #warp
@@ -158,7 +159,7 @@ def warp(source: Tensor, depth: Tensor, K: Tensor, pose: Tensor) -> Tensor:
     """
     height, width = depth.shape[-2:]
     moved = pose[:, :3, :3] @ backproject(depth, K).flatten(-2) + pose[:, :3, 3:]
-    xy = project(moved.unflatten(-1, (height, width)), K)
-    grid = 2 * xy / xy.new_tensor([width - 1, height - 1]).view(2, 1, 1) - 1
-    return F.grid_sample(source, grid.nan_to_num(nan=2.0).permute(0, 2, 3, 1),  # nan: behind the source camera
+    x, y = project(moved.unflatten(-1, (height, width)), K).unbind(1)
+    grid = torch.stack([2 * x / (width - 1) - 1, 2 * y / (height - 1) - 1], -1)
+    return F.grid_sample(source, grid.nan_to_num(nan=2.0),  # nan: behind the source camera
                          mode="bilinear", padding_mode="border", align_corners=True)

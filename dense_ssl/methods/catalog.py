@@ -73,8 +73,8 @@ def build_method(name: str, encoder: Encoder, **options: Any) -> Method | None:
 
 # %% ../../nbs/06_methods/09_catalog.ipynb #load-method
 def load_method(folder: str | Path) -> Method:
-    """What a finished run trained beside the encoder, with it: `embed`, and `prototypes`, `fpn` or `decoder` where it
-    has them.
+    """What a finished run trained beside the encoder, with it: `embed`, `prototypes`, `fpn`, `decoder` or `depth` where
+    it has them.
 
     Raises: `ValueError` that names the file which is absent, damaged, of an unknown method, or does not fit.
     """

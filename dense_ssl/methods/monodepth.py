@@ -53,7 +53,8 @@ def triplet_poses(network: PoseNetwork, target: Tensor, before: Tensor, after: T
     """From the target's camera to that of the frame before and that of the frame after, both (B, 4, 4)."""
     turn, move = network(torch.cat([before, target]), torch.cat([target, after]))
     (turn_before, turn_after), (move_before, move_after) = turn.chunk(2), move.chunk(2)
-    return [pose_matrix(turn_before, move_before, invert=True), pose_matrix(turn_after, move_after)]
+    with torch.autocast(turn.device.type, enabled=False):  # bf16 has three digits, too few for a translation
+        return [pose_matrix(turn_before, move_before, invert=True), pose_matrix(turn_after, move_after)]
 
 # %% ../../nbs/06_methods/11_monodepth.ipynb #monodepth-class
 class Monodepth(Method):

@@ -28,6 +28,8 @@ class Encoder(nn.Module):
 
     def __init__(self, name: str = "resnet18", output_stride: int | None = None, weights: str | Path | None = None):
         super().__init__()
+        if torch.get_default_device().type == "meta":  # it is only to be seen whether settings fit together
+            weights = None
         local = weights is not None and Path(weights).suffix in (".safetensors", ".pth", ".pt")
         build = _timm if name.startswith("timm/") else _torchvision
         self.name = name
@@ -107,8 +109,9 @@ def load_weights(module: nn.Module, path: str | Path, state: dict[str, Tensor] |
     state = read_weights(path) if state is None else state
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
     own = module.state_dict()
-    wrong = [k for k in sorted(own.keys() | state.keys()) if k not in own or k not in state
-             or own[k].shape != state[k].shape]
+    # batch norm's count of steps, which files of other libraries lack, is used by nothing here
+    wrong = [k for k in sorted(own.keys() | state.keys()) if not k.endswith("num_batches_tracked")
+             and (k not in own or k not in state or own[k].shape != state[k].shape)]
     if wrong:
         key = wrong[0]
         found, wanted = (f"shape {tuple(d[key].shape)}" if key in d else "no such entry" for d in (state, own))
