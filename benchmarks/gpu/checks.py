@@ -299,7 +299,7 @@ def check_method(name: str) -> Callable:
         that draw pixels on the
         device draw others there, which is as large a change as bf16's.
         """
-        steps = 2 if tiny else 20
+        steps = 1 if tiny else 20
         config, draws = small(name, tiny), name == "auxcontrast" and device == "cuda"
         made = batches(config, build(config), images(config, 8 if tiny else 16, (96, 128)), steps)
         there = torch.tensor(losses(config, "cpu", steps, made))

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 
 from ..processes import place
 
@@ -24,6 +23,8 @@ def gather_rows(x: Tensor, equal: bool = False) -> tuple[Tensor, int]:
     rank, processes = place()
     if processes == 1:
         return x, 0
+    from torch.distributed.nn.functional import all_reduce  # importing it writes a module; most need none
+
     start, total = rank * len(x), processes * len(x)
     if not equal:
         counts = torch.zeros(processes, dtype=torch.long, device=x.device)
