@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..core import is_done, params_hash, read_json, repo_root, runs_root, write_json
 from ..processes import run_processes
-from .plan import Row, arguments, as_json, figure_stages, planned, whole_tables
+from .plan import Row, arguments, as_json, figure_stages, other_rows, planned
 from .rows import EXPERIMENTS
 from .stage import gpus, is_current
 from .tables import compared, published, tables_of
@@ -119,9 +119,8 @@ def reproduce(rows: list[Row], profile: str, out: Path | None = None, cores: int
     name = params_hash({"folders": [e["folder"] for e in entries], "out": str(out)})
     graph = runs / ".graph" / f"{profile}-{name}.json"
     failed = carry_out(entries, graph, runs, *how)
-    asked = {(row.id, row.seed) for row in rows}
-    others = [r for r in published(profile) if (r["id"], r["seed"]) not in asked]
-    for table in tables_of(as_json(whole_tables(rows, profile), profile), out, others):
+    others = [r for r in published(profile) if (r["id"], r["seed"]) not in {row.key for row in rows}]
+    for table in tables_of([*entries, *as_json(other_rows(rows, profile), profile)], out, others):
         print("\n" + table.read_text(encoding="utf-8"))
     figures = figure_stages(rows, profile, out, runs)
     failed += carry_out(figures, graph.with_name(f"{profile}-{name}-figures.json"), runs, *how)

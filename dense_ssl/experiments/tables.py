@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core import atomic_path, is_done, read_json, repo_root, write_json
 from ..evaluation.catalog import PROTOCOLS, protocol_metric
-from .rows import read_yaml, select_rows
+from .rows import Selection, read_yaml, select_rows
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #metrics
 def metrics(protocols: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -220,14 +220,14 @@ def write_tables(records: list[dict[str, Any]], out: Path) -> list[Path]:
 def tables_of(entries: list[dict[str, Any]], out: Path, others: Iterable[dict[str, Any]] = ()) -> list[Path]:
     """The tables of a plan (`plan.as_json`) from what is done of it, and from `others`, results of rows and seeds that
     it lacks."""
-    select: dict[str, dict[str, list[str] | str]] = {}
-    for e in entries:
-        paper, table = e["table"].split(".")
-        rows = select.setdefault(paper, {}).setdefault(table, [])
-        rows += [e["row"]] if e["row"] not in rows else []
+    select: Selection = {}
+    for paper, table in {tuple(e["table"].split(".")): None for e in entries}:
+        select.setdefault(paper, {})[table] = "all"
     problems = {f"{e['table']}.{e['row']}": e["state"] for e in entries if e["folder"] is None}
     profile, found = entries[0]["profile"], {(r["id"], r["seed"]): r for r in (*others, *results(entries))}
-    return write_tables(collect(profile, select_rows(profile, select), found.values(), problems), out)
+    asked = {(e["table"], e["row"]) for e in entries}
+    rows = [(table, row) for table, row in select_rows(profile, select) if (table, row["id"]) in asked]
+    return write_tables(collect(profile, rows, found.values(), problems), out)
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #publish
 def publish(entries: list[dict[str, Any]]) -> list[Path]:
