@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..core import is_done, params_hash, read_json, repo_root, runs_root, write_json
 from ..processes import run_processes
-from .plan import Row, arguments, as_json, figure_stages, other_rows, planned
+from .plan import Row, arguments, as_json, figure_stages, planned, whole_tables
 from .rows import EXPERIMENTS
 from .stage import gpus, is_current
 from .tables import compared, published, tables_of
@@ -119,10 +119,12 @@ def reproduce(rows: list[Row], profile: str, out: Path | None = None, cores: int
     name = params_hash({"folders": [e["folder"] for e in entries], "out": str(out)})
     graph = runs / ".graph" / f"{profile}-{name}.json"
     failed = carry_out(entries, graph, runs, *how)
-    others = [r for r in published(profile) if (r["id"], r["seed"]) not in {row.key for row in rows}]
-    for table in tables_of([*entries, *as_json(other_rows(rows, profile), profile)], out, others):
+    whole, asked = whole_tables(rows, profile), {row.key for row in rows}
+    others = [r for r in published(profile) if (r["id"], r["seed"]) not in asked]
+    rest = as_json([row for row in whole if row.key not in asked], profile)
+    for table in tables_of([*entries, *rest], out, others):
         print("\n" + table.read_text(encoding="utf-8"))
-    figures = figure_stages(rows, profile, out, runs)
+    figures = figure_stages(whole, profile, out, runs)
     failed += carry_out(figures, graph.with_name(f"{profile}-{name}-figures.json"), runs, *how)
     print(*compared(entries), sep="\n")
     print(f"tables and figures: {out}\nruns: {runs}\n{time.monotonic() - began:.0f} s")
