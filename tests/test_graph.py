@@ -14,7 +14,8 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from dense_ssl.experiments.reproduce import failures, snakemake
+from dense_ssl.experiments.reproduce import carry_out
+from dense_ssl.experiments.stage import is_current
 
 ROOT = Path(__file__).parents[1]
 WORK = """
@@ -45,7 +46,7 @@ class Graph:
     """A plan of tiny stages below `folder`: name -> what it needs, and the rest of an entry."""
 
     def __init__(self, folder: Path, stages: dict[str, list[str]], steps: int = 1, gpus: int = 0, **parameters):
-        self.runs, self.file = folder / "runs", folder / "graph.json"
+        self.runs, self.file = folder / "my runs", folder / "my graph.json"
         head = nbformat.v4.new_code_cell(
             "folder, needs, steps, broken = '', [], 1, ''", metadata={"tags": ["parameters"]}
         )
@@ -71,7 +72,7 @@ class Graph:
                 "identity": {"name": name},
                 "code": {},
                 "cost": f"fake/prepare/{name}",
-                "resources": {"threads": 1, "gpus": gpus, "nodes": 1, "mem_mb": 100, "runtime": 5},
+                "resources": {"threads": 1, "gpus": gpus, "mem_mb": 100, "runtime": 5},
                 "parameters": {
                     "folder": str(place[name]),
                     "needs": [str(place[n]) for n in needs],
@@ -81,16 +82,17 @@ class Graph:
             }
             for name, needs in stages.items()
         ]
-        self.runs.mkdir(), self.file.write_text(json.dumps(self.entries))
+        self.runs.mkdir()
 
     def start(self, cores: int = 2, *options: str) -> Future:
         "What is not done, and why, once Snakemake has ended."
 
-        def carry_out() -> list[str]:
-            snakemake(self.file, self.runs, cores, list(options))
-            return failures(self.entries)
-
-        return ThreadPoolExecutor(1).submit(carry_out)
+        done: set[str] = set()
+        for entry in self.entries:
+            if is_current(entry["folder"], entry["needs"]) and done >= {*entry["needs"]}:
+                done.add(entry["folder"])
+            entry["state"] = "done" if entry["folder"] in done else "to do"
+        return ThreadPoolExecutor(1).submit(carry_out, self.entries, self.file, self.runs, cores, list(options))
 
     def run(self, cores: int = 2, *options: str) -> list[str]:
         return self.start(cores, *options).result(300)
@@ -143,14 +145,18 @@ def test_a_graph_runs_past_failures_and_only_what_is_missing(tmp_path, monkeypat
     (tmp_path / "broken").unlink()
     digests, before = graph.digests(), len(graph.log())
     shutil.rmtree(graph.runs / "prepare" / "a-00000000")
+    (left := graph.runs / "prepare" / "b-00000000" / "coherence.json").touch()
     assert graph.run() == []
     names = [words[1][0] for words in graph.log()[before:] if words[0] == "begin"]
     assert sorted(names) == ["a", "b", "x", "y"]  # the deleted run and what depends on it, and what had failed
-    assert graph.digests().items() >= digests.items()
+    assert graph.digests().items() >= digests.items() and not left.exists()  # b was made anew, not found
 
     before, began = graph.log(), os.times()
-    assert graph.run() == [] and graph.log() == before
+    assert graph.run(2, "--no-such-option") == [] and graph.log() == before  # Snakemake is not even started
     assert sum(os.times()[:4]) - sum(began[:4]) < 30  # processor time, of children too
+    shutil.rmtree(graph.runs / "prepare" / "y-00000000")
+    why = graph.run(2, "--no-such-option")  # its own words where no stage has any
+    assert why[0].endswith("was not run") and "--no-such-option" in why[1] and graph.log() == before
     cost = json.loads((graph.runs / "prepare" / "a-00000000" / "cost.json").read_text())["costs"]["fake/prepare/a"]
     assert cost["seconds"] > 0.2 and cost["bytes"] > 100
 
@@ -166,13 +172,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
         (found,) = [p for p in psutil.Process().children(recursive=True) if words[victim] in " ".join(p.cmdline())]
         os.kill(found.pid, signal.SIGKILL)
         failed = run.result(120)
-        assert len(failed) == 2 and "waits for a-00000000" in failed[1], failed
+        assert len(failed) == 2 + (victim == "snakemake") and "waits for a-00000000" in failed[1], failed
+        (folder / "kept").touch()
         assert (
             "the worker was killed" if victim == "worker" else "SIGKILL" if victim == "papermill" else "was not run"
         ) in failed[0]
         wait_for(lambda: not processes_of(tmp_path), 20)  # a kernel looks once a second whether papermill is there
         assert not list(tmp_path.rglob("*.tmp")) and not (folder / "done.json").exists()
-    assert graph.run() == []
+    assert graph.run() == [] and (folder / "kept").exists()  # it went on, and did not begin again
 
     def digest(state: dict) -> str:
         for step in range(20):

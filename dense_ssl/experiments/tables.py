@@ -20,7 +20,7 @@ from typing import Any
 
 from ..core import atomic_path, is_done, read_json, repo_root, write_json
 from ..evaluation.catalog import PROTOCOLS, protocol_metric
-from .rows import read_yaml, select_rows
+from .rows import Selection, read_yaml, select_rows
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #metrics
 def metrics(protocols: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -71,7 +71,7 @@ def result(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
         said["raw_colours"] = {m: value(found["coherence"]["raw_colours"], c["value"])
                                for m, c in columns.items() if c["protocol"] == "coherence"}
     data = [f"{k}={v}" for k, v in last["roots"].items()]
-    command = ["make reproduce", f"PROFILE={last['profile']}", f"TABLES={last['table']}",
+    command = ["make reproduce", f"PROFILE={last['profile']}", f"TABLES={last['table']}", f"SEEDS={last['seed']}",
                *([f'DATA="{" ".join(data)}"'] if data else [])]
     costs = {k: v for f in folders.values() if (f / "cost.json").is_file()
              for k, v in read_json(f / "cost.json")["costs"].items()}
@@ -191,6 +191,13 @@ def comma_separated(metric: str, records: list[dict[str, Any]]) -> str:
                    len(r["seeds"]), " ".join(str(v) for v in r["values"].get(m, []))])
     return text.getvalue()
 
+# %% ../../nbs/10_experiments/00_tables.ipynb #renew
+def _renew(path: Path, text: str) -> None:
+    "Write `text` unless it stands there: what is made of it is made again when it changes."
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        with atomic_path(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
 # %% ../../nbs/10_experiments/00_tables.ipynb #write-tables
 def write_tables(records: list[dict[str, Any]], out: Path) -> list[Path]:
     """Write `<paper>-<table>` as .md, .csv, .tex and .json into `out` for every table of `records`; the Markdown
@@ -202,25 +209,25 @@ def write_tables(records: list[dict[str, Any]], out: Path) -> list[Path]:
         head, rows = cells(entry["metric"], own)
         for suffix, text in ((".md", markdown(entry["title"], head, rows, own, entry.get("note", ""))),
                              (".csv", comma_separated(entry["metric"], own)),
-                             (".tex", latex(entry["title"], head, rows, own[0]["profile"]))):
-            with atomic_path(path.with_suffix(suffix)) as temporary:
-                temporary.write_text(text, encoding="utf-8")
-        write_json(path.with_suffix(".json"), {"title": entry["title"], "records": own})
+                             (".tex", latex(entry["title"], head, rows, own[0]["profile"])),
+                             (".json", json.dumps({"title": entry["title"], "records": own}, indent=1,
+                                                  ensure_ascii=False) + "\n")):
+            _renew(path.with_suffix(suffix), text)
         written.append(path)
     return written
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #tables-of
-def tables_of(entries: list[dict[str, Any]], out: Path, only: str = "") -> list[Path]:
-    """The tables of a plan (`plan.as_json`), or one of them, from what is done of it."""
-    mine = [e for e in entries if e["stage"] != "figures" and only in ("", e["table"], e["table"].replace(".", "-"))]
-    select: dict[str, dict[str, list[str] | str]] = {}
-    for e in mine:
-        paper, table = e["table"].split(".")
-        rows = select.setdefault(paper, {}).setdefault(table, [])
-        rows += [e["row"]] if e["row"] not in rows else []
-    problems = {f"{e['table']}.{e['row']}": e["state"] for e in mine if e["folder"] is None}
-    profile = mine[0]["profile"]
-    return write_tables(collect(profile, select_rows(profile, select), results(mine), problems), out)
+def tables_of(entries: list[dict[str, Any]], out: Path, others: Iterable[dict[str, Any]] = ()) -> list[Path]:
+    """The tables of a plan (`plan.as_json`) from what is done of it, and from `others`, results of rows and seeds that
+    it lacks."""
+    select: Selection = {}
+    for paper, table in {tuple(e["table"].split(".")): None for e in entries}:
+        select.setdefault(paper, {})[table] = "all"
+    problems = {f"{e['table']}.{e['row']}": e["state"] for e in entries if e["folder"] is None}
+    profile, found = entries[0]["profile"], {(r["id"], r["seed"]): r for r in (*others, *results(entries))}
+    asked = {(e["table"], e["row"]) for e in entries}
+    rows = [(table, row) for table, row in select_rows(profile, select) if (table, row["id"]) in asked]
+    return write_tables(collect(profile, rows, found.values(), problems), out)
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #publish
 def publish(entries: list[dict[str, Any]]) -> list[Path]:
@@ -260,20 +267,12 @@ def published_tables(out: Path | None = None) -> list[Path]:
 def main(words: list[str] | None = None) -> None:
     """`python -m dense_ssl.experiments.tables --help`"""
     parser = argparse.ArgumentParser(prog="python -m dense_ssl.experiments.tables",
-                                     description="Tables of what stands in runs/published, or of a plan.")
-    parser.add_argument("--plan", type=Path, help="file written by `python -m dense_ssl.experiments.plan --json`")
-    parser.add_argument("--table", default="", help="only this one of the plan: pixdepth-T5")
-    parser.add_argument("--out", type=Path, help="folder; default: figures/PROFILE")
-    parser.add_argument("--publish", action="store_true", help="keep the plan's results in runs/published")
+                                     description="Tables of what stands in runs/published.")
+    parser.add_argument("--publish", type=Path, metavar="PLAN",
+                        help="keep the results of this plan there (runs/.graph/PROFILE-HASH.json)")
     given = parser.parse_args(words)
     try:
-        entries = read_json(given.plan) if given.plan else []
-        if given.publish:
-            written = publish(entries)
-        elif entries:
-            written = tables_of(entries, given.out or repo_root() / "figures" / entries[0]["profile"], given.table)
-        else:
-            written = published_tables(given.out)
+        written = publish(read_json(given.publish)) if given.publish else published_tables()
     except ValueError as error:
         sys.exit(f"dense_ssl: {error}")
     print(*written, sep="\n")
