@@ -134,8 +134,8 @@ def _prepared(what: str, values: dict[str, Any], at: Setting) -> tuple[Stage, ..
         raise Missing(f"needs {camera}: width, height and K of the camera")
     name, shards = f"{what}-{values['key']}", at.profile.get("shards", {}).get(what, 0)
     parts = [parameters | {"shard": k, "shards": shards} for k in range(shards)]
-    needs += tuple(at.stage("prepare", name, entry["notebook"], p, p, [entry["code"]], needs) for p in parts)
-    made = at.stage("prepare", name, entry["notebook"], parameters, parameters, [entry["code"]], needs)
+    needs += tuple(at.stage("prepare", name, entry["notebook"], p, p, entry["code"], needs) for p in parts)
+    made = at.stage("prepare", name, entry["notebook"], parameters, parameters, entry["code"], needs)
     if tree and is_done(made.folder):
         raise Missing(f"needs {tree}, which {made.folder.name} made and which is gone; delete "
                       f"{made.folder.parent / name}-* and it is made again")
