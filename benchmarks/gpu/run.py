@@ -52,6 +52,8 @@ def broken() -> None:
     raise RuntimeError("a fault that was asked for")
 
 
+WORKERS = {"cuda": 1, "cpu": 2}
+LATE = ": the time for all stages is over"
 FAULTS = {"raise": broken, "kill": lambda: os.kill(os.getpid(), signal.SIGKILL), "hang": lambda: time.sleep(1e6)}
 
 
@@ -85,16 +87,24 @@ def plan(a: argparse.Namespace) -> dict:
     return planned
 
 
+def waiting(a: argparse.Namespace, worker: int) -> list[str]:
+    "What is left of a worker's stages: all on a GPU, every second one of a rehearsal, which has two workers."
+    mine = read_json(a.out / "plan.json")["todo"][worker :: WORKERS[a.device]]
+    return [name for name in mine if not (a.out / f"{name}.json").exists()]
+
+
 def work(a: argparse.Namespace) -> None:
     """In a process of its own: one stage after another. A failure on a GPU ends the process, since its context may be
     lost."""
     die_with_parent()
-    planned = read_json(a.out / "plan.json") if (a.out / "plan.json").exists() else plan(a)
     import torch
 
-    facts, known = planned["facts"], stages(a.tiny)
-    for name in (n for n in planned["todo"] if not (a.out / f"{n}.json").exists()):
-        write_json(a.out / "running.json", {"stage": name, "began": time.time()})
+    known = stages(a.tiny)
+    while a.worker and not (a.out / "plan.json").exists():  # the first worker plans
+        time.sleep(0.1)
+    facts = (read_json(a.out / "plan.json") if (a.out / "plan.json").exists() else plan(a))["facts"]
+    for name in waiting(a, a.worker):
+        write_json(a.out / f"running-{a.worker}.json", {"stage": name, "began": time.time()})
         began = time.perf_counter()
         try:
             if name in a.fault:
@@ -119,45 +129,60 @@ def surroundings(device: str) -> dict[str, str]:
     return env if device == "cuda" else {**env, "OMP_NUM_THREADS": "1"}
 
 
-def stopped(a: argparse.Namespace, name: str, took: float, why: str) -> None:
-    "The JSON of a stage that could not write its own."
-    lines = (a.out / "log.txt").read_text(errors="replace").splitlines()
-    facts = read_json(a.out / "plan.json")["facts"]
-    record(a.out, name, facts, ok=False, seconds=round(took, 1), error=[why, *lines[-12:]])
-
-
 def until(a: argparse.Namespace, began: float) -> float:
     "When the stages must end: so many minutes after the first worker had started, which itself has five."
     planned = a.out / "plan.json"
     return planned.stat().st_mtime + 60 * a.minutes if planned.exists() else began + 300
 
 
-def watch(process: subprocess.Popen, a: argparse.Namespace, began: float) -> None:
-    "Until the worker has ended, or a stage or all of them are out of time."
-    running = a.out / "running.json"
-    while True:
-        ended, late = process.poll() is not None, time.time() > until(a, began)
-        now = read_json(running) if running.exists() else {"stage": None, "began": time.time()}
-        name, took = now["stage"], time.time() - now["began"]
-        limit = read_json(a.out / "plan.json")["limits"][name] if name else float("inf")
-        if not ended and not late and took <= limit:
-            time.sleep(0.2)
-            continue
-        kill_group(process)
-        if name and not (a.out / f"{name}.json").exists():
-            over = f", its limit is {limit} s" if took > limit else ": the time for all stages is over"
-            ending = f"the process ended with status {process.returncode}"
-            stopped(a, name, took, ending if ended else f"stopped after {took:.0f} s{over}")
-        return
+def over(process: subprocess.Popen, a: argparse.Namespace, worker: int, began: float) -> bool:
+    """Whether a worker has ended, or was ended because a stage or all of them are out of time; then a stage that could
+    not write its JSON has one."""
+    running = a.out / f"running-{worker}.json"
+    ended, late = process.poll() is not None, time.time() > until(a, began)
+    now = read_json(running) if running.exists() else {"stage": None, "began": time.time()}
+    name, took = now["stage"], time.time() - now["began"]
+    planned = read_json(a.out / "plan.json") if name else {}
+    limit = planned["limits"][name] if name else float("inf")
+    if not ended and not late and took <= limit:
+        return False
+    kill_group(process)
+    if name and not (a.out / f"{name}.json").exists():
+        why = f"stopped after {took:.0f} s" + (f", its limit is {limit} s" if took > limit else LATE)
+        why = f"the process ended with status {process.returncode}" if ended else why
+        lines = (a.out / f"log-{worker}.txt").read_text(errors="replace").splitlines()
+        record(a.out, name, planned["facts"], ok=False, seconds=round(took, 1), error=[why, *lines[-12:]])
+    return True
 
 
-def start(a: argparse.Namespace) -> subprocess.Popen:
-    "A worker; what it says goes to DIR/log.txt."
-    words = [sys.executable, __file__, *sys.argv[1:], "--worker"]
-    with open(a.out / "log.txt", "ab") as log:
+def start(a: argparse.Namespace, worker: int) -> subprocess.Popen:
+    "A worker; what it says goes to DIR/log-WORKER.txt."
+    (a.out / f"running-{worker}.json").unlink(missing_ok=True)
+    words = [sys.executable, __file__, *sys.argv[1:], "--worker", str(worker)]
+    with open(a.out / f"log-{worker}.txt", "ab") as log:
         return subprocess.Popen(
             words, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, env=surroundings(a.device)
         )
+
+
+def watch(a: argparse.Namespace, began: float) -> None:
+    "Workers, one after another on each lane, until all stages have ended or time is over."
+    lanes = {worker: start(a, worker) for worker in range(WORKERS[a.device])}
+    try:
+        while lanes:
+            time.sleep(0.2)
+            for worker in [w for w, process in lanes.items() if over(process, a, w, began)]:
+                del lanes[worker]
+                planned = (a.out / "plan.json").exists()
+                if not planned or waiting(a, worker) and not (a.out / f"running-{worker}.json").exists():
+                    log = a.out / f"log-{worker}.txt"
+                    last = log.read_text(errors="replace").strip().splitlines()[-1:]
+                    sys.exit(f"the worker did not start: {''.join(last)}; see {log}")
+                if waiting(a, worker) and time.time() < until(a, began):
+                    lanes[worker] = start(a, worker)
+    finally:
+        for process in lanes.values():
+            kill_group(process)
 
 
 def main() -> int:
@@ -177,28 +202,20 @@ def main() -> int:
         default={},
         help=f"JSON: stage to one of {', '.join(FAULTS)}, to rehearse what follows",
     )
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     a = parser.parse_args()
     a.out = a.out.resolve()
     a.out.mkdir(parents=True, exist_ok=True)
-    if a.worker:
+    if a.worker is not None:
         work(a)
         return 0
-    began, planned, todo = time.time(), {}, []
+    began = time.time()
     (a.out / "plan.json").unlink(missing_ok=True)
-    while not planned or (todo and time.time() < until(a, began)):
-        (a.out / "running.json").unlink(missing_ok=True)
-        process = start(a)
-        try:
-            watch(process, a, began)
-        finally:
-            kill_group(process)
-        if not (a.out / "plan.json").exists() or (todo and not (a.out / "running.json").exists()):
-            last = (a.out / "log.txt").read_text(errors="replace").strip().splitlines()[-1:]
-            sys.exit(f"the worker did not start: {''.join(last)}; see {a.out / 'log.txt'}")
-        planned = read_json(a.out / "plan.json")
-        todo = [n for n in planned["todo"] if not (a.out / f"{n}.json").exists()]
-    (a.out / "running.json").unlink(missing_ok=True)
+    watch(a, began)
+    for worker in range(WORKERS[a.device]):
+        (a.out / f"running-{worker}.json").unlink(missing_ok=True)
+    planned = read_json(a.out / "plan.json")
+    todo = [n for n in planned["todo"] if not (a.out / f"{n}.json").exists()]
     return summary(a.out, planned, todo, time.time() - began)
 
 
