@@ -22,6 +22,7 @@ from cells import run_apart
 PYTHON, ROOT = Path(sys.executable), Path(__file__).parents[1]
 SLOWEST = (
     "tests/test_graph.py",
+    "tests/test_slurm.py",  # mostly waits
     "tests/test_gpu_rehearsal.py",
     "tests/test_training.py",
     "tests/test_explorer.py",
