@@ -81,6 +81,16 @@ def gone(mark: Path, seconds: float = 15) -> bool:
     return not family(mark)
 
 
+def kill_at(folder: Path, config: dict, launch: dict, step: int, later: float = 0.0) -> None:
+    "Start or go on with a run, and kill it `later` seconds after it has logged `step`: nobody of its family is left."
+    process = start(folder, config, launch)
+    wait_for_step(folder, step)
+    time.sleep(later)
+    process.kill()
+    process.wait()
+    assert gone(folder), family(folder)
+
+
 def finish(folder: Path, config: dict, launch: dict) -> None:
     "Carry out or go on with a run in a worker's process, or in several under torchrun."
     process = start(folder, config, launch)
@@ -93,9 +103,13 @@ def run_here(folder: Path, config: dict, launch: dict) -> None:
     pretrain(parse(Pretrain, config), folder, parse(Launch, launch | {"progress": False}))
 
 
-def same_bits(a: Path, b: Path) -> bool:
-    first, second = (read_weights(f / "encoder.safetensors") for f in (a, b))
-    return first.keys() == second.keys() and all(torch.equal(first[k], second[k]) for k in first)
+def same_bits(a: Path, b: Path, *files: str) -> bool:
+    "Whether the encoders of two runs are the same, and the weights in `files`."
+    for name in ("encoder.safetensors", *files):
+        first, second = (read_weights(f / name) for f in (a, b))
+        if first.keys() != second.keys() or not all(torch.equal(first[k], second[k]) for k in first):
+            return False
+    return True
 
 
 def losses(folder: Path) -> list[float]:
@@ -124,12 +138,7 @@ def test_killed_worker_ends_with_the_same_bits(whole, tmp_path):
     print("seed", seed := chance.randrange(10**6))
     chance.seed(seed)
     for workers in chance.sample((0, 1, 2), 3):
-        process = start(tmp_path, SMALL, QUICK | {"workers": workers})
-        wait_for_step(tmp_path, chance.randrange(0, 11))
-        time.sleep(chance.random() * 0.2)
-        process.kill()
-        process.wait()
-        assert gone(tmp_path), "orphans"
+        kill_at(tmp_path, SMALL, QUICK | {"workers": workers}, chance.randrange(0, 11), chance.random() * 0.2)
         assert not list(tmp_path.glob("done.json")) or same_bits(whole, tmp_path)
         for file in tmp_path.glob("checkpoints/last.pt"):
             assert read_weights(file)["step"] > 0  # what has its final name is whole, at whatever moment the kill came

@@ -17,12 +17,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..core import code_versions, is_done, params_hash, read_json, repo_root, runs_root
+from ..core import code_versions, find_named, is_done, params_hash, read_json, repo_root, runs_root
 from ..data.catalog import data_modules
 from ..evaluation.catalog import protocol_module
 from ..training.configuration import Launch, Pretrain, parse
 from ..training.launch import run_modules
-from .rows import Selection, fill, merge, one_of, read_yaml, select_rows, selection
+from .rows import Selection, fill, merge, read_yaml, select_rows, selection
 from .stage import is_current
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #stage
@@ -124,7 +124,7 @@ def _dataset(name: str, at: Setting) -> dict[str, Any]:
 def _prepared(what: str, values: dict[str, Any], at: Setting) -> tuple[Stage, ...]:
     """The stages that make `what` (an entry of prepare.yaml) of the data in `values`; none where its tree is complete,
     or was made elsewhere and so has no tree.json."""
-    entry = one_of("preparation", what, read_yaml("prepare.yaml"))
+    entry = find_named("preparation", what, read_yaml("prepare.yaml"))
     tree = Path(fill(entry["tree"], values)) if "tree" in entry else None
     if tree and ((tree / "done.json").is_file() or tree.is_dir() and not (tree / "tree.json").is_file()):
         return ()
@@ -242,11 +242,11 @@ def _extractor(row: Row, name: str, at: Setting) -> tuple[dict[str, Any], str | 
     """Parameters of the labels' notebook that give extractor `name`; where a row trains its network, the name of that
     run, and its stage."""
     paper = row.table.split(".")[0]
-    entry = dict(one_of("extractor", name, read_yaml(f"{paper}.yaml")["extractors"]))
+    entry = dict(find_named("extractor", name, read_yaml(f"{paper}.yaml")["extractors"]))
     if "row" in entry:
         (table, its_row), network = entry.pop("row").split("."), entry.pop("network", "encoder")
         rows = {r["id"]: r for r in read_yaml(f"{paper}.yaml")["tables"][table]["rows"]}
-        trained = plan_row(Row(f"{paper}.{table}", one_of(f"row of {table}", its_row, rows), row.seed), at)
+        trained = plan_row(Row(f"{paper}.{table}", find_named(f"row of {table}", its_row, rows), row.seed), at)
         if trained.problem:
             raise Missing(trained.problem)
         stage = trained.stages["pretrain" if network == "encoder" else "evaluate"]
@@ -326,7 +326,7 @@ def _check_roots(roots: dict[str, str], profile: dict[str, Any], papers: set[str
     known = {name for name, entry in profile["data"].items() if entry.get("needs_root")}
     known |= {e["file"] for p in papers for e in read_yaml(f"{p}.yaml").get("extractors", {}).values() if "file" in e}
     for name, path in roots.items():
-        one_of("--data", name, dict.fromkeys(sorted(known)))
+        find_named("--data", name, dict.fromkeys(sorted(known)))
         if not Path(path).exists():
             raise ValueError(f"--data {name}={path}: there is no such folder or file")
 

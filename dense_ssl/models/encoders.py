@@ -110,8 +110,8 @@ def load_weights(module: nn.Module, path: str | Path, state: dict[str, Tensor] |
     state = {k: v for k, v in state.items() if not k.startswith("fc.")}
     own = module.state_dict()
     # batch norm's count of steps, which files of other libraries lack, is used by nothing here
-    wrong = [k for k in sorted(own.keys() | state.keys()) if not k.endswith("num_batches_tracked")
-             and (k not in own or k not in state or own[k].shape != state[k].shape)]
+    lacks = {k for k in own.keys() - state.keys() if not k.endswith("num_batches_tracked")}
+    wrong = sorted(lacks | {k for k in state if k not in own or own[k].shape != state[k].shape})
     if wrong:
         key = wrong[0]
         found, wanted = (f"shape {tuple(d[key].shape)}" if key in d else "no such entry" for d in (state, own))
