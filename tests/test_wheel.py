@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
+EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "site", "dev"}
 NOT_NEEDED = {
     "jupyterlab",
     "notebook",
