@@ -45,7 +45,7 @@ NOT_NEEDED = {
 }
 EXPLORERS = {
     "explorer",
-    *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs")),
+    *(f"explorers.{name}" for name in ("widgets", "regions", "scenes", "labels", "runs")),
 }  # of dense_ssl.viz
 
 LIGHT = """

@@ -111,29 +111,31 @@ def _encoder(gallery: Gallery, label: str, channels: int) -> dict[str, Any]:
 MAPS = ("viridis", "cividis", "magma")                  # even in lightness, also for the colour-blind
 
 # %% ../../nbs/09_viz/11_clickable.ipynb #scene-itself
-def scene(gallery: Gallery, notes: Sequence[str] = (), channels: int = 64, features_bytes: int = 1_000_000,
-          picture: int = 640) -> dict[str, Any]:
+def scene(gallery: Gallery, labels: Sequence[str] | None = None, notes: Sequence[str] = (), channels: int = 64,
+          features_bytes: int = 1_000_000, picture: int = 640) -> dict[str, Any]:
     """What `explorer.js` draws, ready for JSON.
 
-    notes: sentences that fold away. channels: at most so many of each encoder; fewer where the features of all images,
-    encoders and moments would take more than `features_bytes` in the page. picture: longer side of the images.
+    labels: of the encoders shown; None: all. notes: sentences that fold away. channels: at most so many of each
+    encoder; fewer where the features of all images, encoders and moments would take more than `features_bytes` in the
+    page. picture: longer side of the images.
     """
-    channels = _channels(gallery, channels, features_bytes)
+    labels = list(gallery.encoders if labels is None else labels)
+    channels = _channels(gallery, labels, channels, features_bytes)
     pairs = [[i, min(i + 1, len(gallery.samples) - 1)] for i in range(0, len(gallery.samples), 2)]
     height, width = gallery.samples[0].image.shape[1:]
     ramps = {name: _text(matplotlib.colormaps[name](np.linspace(0, 1, 256), bytes=True)[:, :3]) for name in MAPS}
     return {"images": [_image(gallery, i, picture) for i in range(len(gallery.samples))], "pairs": pairs,
-            "encoders": [_encoder(gallery, label, channels) for label in gallery.encoders],
+            "encoders": [_encoder(gallery, label, channels) for label in labels],
             "colours": ramps, "notes": list(notes), "start": [0, height // 2, width // 2]}
 
 # %% ../../nbs/09_viz/11_clickable.ipynb #channels
-def _channels(gallery: Gallery, most: int, limit: int) -> int:
+def _channels(gallery: Gallery, labels: Sequence[str], most: int, limit: int) -> int:
     "How many channels of every encoder, at most `most`, fit into `limit` bytes of a page (4 for 3 bytes), at least 4."
     images, known = range(len(gallery.samples)), []
-    for label, moments in gallery.encoders.items():
+    for label in labels:
         with suppress(ValueError):                             # it will be said in its place
             maps = [gallery.features(i, label) for i in images]
-            known.append((maps[0].shape[2], len(moments) * sum(m[..., 0].numel() for m in maps)))
+            known.append((maps[0].shape[2], len(gallery.encoders[label]) * sum(m[..., 0].numel() for m in maps)))
     fit = (d for d in range(most, 4, -1) if sum(min(c, d) * cells for c, cells in known) * 4 / 3 <= limit)
     return next(fit, 4)
 
@@ -148,7 +150,8 @@ h1 {{font: 600 18px system-ui, sans-serif; margin: 0 auto 8px; max-width: 1320px
 <script type="module">
 {module}
 const kept = new Map([["scene", JSON.parse(document.getElementById("scene").textContent)]]);
-const model = {{get: name => kept.get(name), set: (name, value) => kept.set(name, value), on() {{}}, save_changes() {{}}}};
+const model = {{get: name => kept.get(name), set: (name, value) => kept.set(name, value),
+               on() {{}}, save_changes() {{}}}};
 render({{model, el: document.getElementById("explorer")}});
 </script></body></html>
 """
@@ -166,12 +169,15 @@ def export_html(path: str | Path, images: Any, encoders: Any, size: int | None =
                 limit: int = 2_000_000) -> Path:
     """Write one HTML file in which a click on an image is answered by every encoder, without kernel or server.
 
-    images, encoders, size, output_stride: see `viz.gallery.Gallery`; a list of encoders is a slider over training.
+    images, encoders, size, output_stride: see `viz.gallery.Gallery`; a list of encoders is a slider over training. A
+    `Gallery` instead of images, with the labels of some of its encoders or None, is shown as it is.
     title, notes, bare: see `page` and `scene`. Raises: `ValueError` as `Gallery` does, where no encoder gives features,
     and for a file of more than `limit` bytes.
     """
-    gallery = images if isinstance(images, Gallery) else Gallery(images, encoders, size, output_stride)
-    packed = scene(gallery, notes, features_bytes=limit // 2, picture=_side(len(gallery.samples)))
+    known = isinstance(images, Gallery)
+    gallery = images if known else Gallery(images, encoders, size, output_stride)
+    labels, side = encoders if known else None, _side(len(gallery.samples))
+    packed = scene(gallery, labels, notes, features_bytes=limit // 2, picture=side)
     if all("problem" in encoder for encoder in packed["encoders"]):
         raise ValueError("; ".join(encoder["problem"] for encoder in packed["encoders"]))
     text = page(packed, title, bare)

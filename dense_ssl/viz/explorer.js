@@ -190,6 +190,10 @@ const STYLE = `
 .dense-key {font-size: 12px} .dense-key svg {width: 17px; height: 17px; vertical-align: -4px}
 .dense-said {position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%)}
 .dense-grey img {filter: grayscale(1)}
+.dense-click {width: max-content} .dense-read {font-size: 11px; line-height: 15px; height: 15px}
+.dense-stack {position: relative}
+.dense-stack > :is(img, svg) {position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; margin: 0}
+.dense-board :is(button, input, select, .noUi-handle):focus-visible {outline: 2px solid #1976d2; outline-offset: 1px}
 .dense-more {margin: 2px 0} .dense-more > div {display: flex; flex-wrap: wrap; gap: 8px 20px; padding: 8px 0}
 .dense-more summary {cursor: pointer; padding: 5px 0} .dense-more p {margin: 4px 0; max-width: 75em; font-size: 12.5px}
 `;
@@ -539,10 +543,10 @@ function board(root, packed, point, told) {
   return {ask: act.ask, close: () => watch.disconnect()};
 }
 
-/** The entry point of anywidget; a page without a kernel calls it with a model that only remembers. */
-function render({model, el}) {
+/** A scene: the explorer of features, in JupyterLab or alone. */
+function sceneView({model, el}) {
   const root = make("div", {class: "dense-explorer"});
-  el.append(make("style", {}, STYLE), root);
+  el.append(root);
   let shown = null;
   const told = point => { model.set("point", point), model.save_changes(); };
   const again = () => {
@@ -556,6 +560,69 @@ function render({model, el}) {
   again();
   model.on("change:scene", again), model.on("change:point", moved);
   return () => shown.close();
+}
+
+/** ipywidgets gives sliders and groups of buttons a label that only eyes can find: names for screen readers. */
+function nameControls(board) {
+  for (const widget of board.querySelectorAll(".widget-slider, .widget-toggle-buttons")) {
+    const text = widget.querySelector("label")?.textContent;
+    if (widget.matches(".widget-toggle-buttons")) widget.role = "group", widget.ariaLabel = text;
+    for (const handle of widget.querySelectorAll(".noUi-handle")) handle.ariaLabel = text;
+    for (const readout of widget.querySelectorAll(".widget-readout"))
+      readout.role = "textbox", readout.ariaLabel = `${text}, as a number`;
+  }
+}
+
+/** The value under the pointer, of the numbers that came with a layer. */
+function valueAt(layer, x, y) {
+  const told = layer.querySelector("[data-cells]");
+  if (!told) return "";
+  const [h, w, low, high, name] = JSON.parse(told.dataset.map), cells = new Uint8Array(bytes(told.dataset.cells));
+  const i = clamp(Math.floor(y * h), 0, h - 1), j = clamp(Math.floor(x * w), 0, w - 1), step = cells[i * w + j];
+  return step == 255 ? "no value here" : `${name} ${(low + step / 254 * (high - low)).toFixed(2)} at cell ${i}, ${j}`;
+}
+
+/** A picture whose answers the kernel draws: an image, a layer over it, and where it was clicked. */
+function pictureView({model, el}) {
+  const image = make("img", {draggable: "false"}), over = make("div", {class: "dense-over"});
+  const read = make("div", {class: "dense-read"});
+  const place = event => {
+    const box = face.getBoundingClientRect();
+    return [(event.clientX - box.left) / box.width, (event.clientY - box.top) / box.height];
+  };
+  const send = (x, y) => { model.set("sent", `${x.toFixed(5)} ${y.toFixed(5)} ${Date.now()}`), model.save_changes(); };
+  const key = event => {
+    const move = {ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0]}[event.key];
+    if (!move) return;
+    event.preventDefault(), event.stopPropagation();
+    const stack = over.firstElementChild, [row, col, high, wide, down, right] = JSON.parse(stack.dataset.point);
+    const n = event.shiftKey ? 10 : 1, to = [clamp(row + n * move[0] * down, 0, high - 1),
+                                             clamp(col + n * move[1] * right, 0, wide - 1)];
+    stack.dataset.point = JSON.stringify([...to, high, wide, down, right]);
+    send((to[1] + 0.5) / wide, (to[0] + 0.5) / high);
+  };
+  const face = make("div", {
+    class: "dense-face", tabindex: 0, role: "application", "data-lm-suppress-shortcuts": true, onkeydown: key,
+    onclick: event => { face.focus({preventScroll: true}), send(...place(event)); },
+    onpointermove: event => { read.textContent = valueAt(over, ...place(event)); },
+    onpointerleave: () => { read.textContent = ""; }}, image, over);
+  const show = () => {
+    const {uri, label, width, height} = model.get("base");
+    image.src = uri, image.alt = label, face.ariaLabel = `${label}. Click, or move with the arrow keys`;
+    face.style.width = `${width}px`, face.style.height = `${height}px`;
+  };
+  const layer = () => { over.innerHTML = model.get("over"); };
+  el.append(make("div", {class: "dense-click"}, face, read));
+  show(), layer();
+  model.on("change:base", show), model.on("change:over", layer);
+  for (const wait of [0, 300, 1500, 5000])     // other widgets may be drawn later than this one
+    setTimeout(() => el.closest(".dense-board") && nameControls(el.closest(".dense-board")), wait);
+}
+
+/** The entry point of anywidget; a page without a kernel calls it with a model that only remembers. */
+function render({model, el}) {
+  el.append(make("style", {}, STYLE));
+  return model.get("kind") == "picture" ? pictureView({model, el}) : sceneView({model, el});
 }
 
 export default {render};
