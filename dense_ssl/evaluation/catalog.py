@@ -14,6 +14,8 @@ from ..core import find_named
 # %% ../../nbs/08_evaluation/09_catalog.ipynb #protocols
 PROTOCOLS = {  # name: module of this room
     "coherence": "coherence",
+    "knn": "knn",
+    "probe_segmentation": "probe_segmentation",
     "linear_probe": "probe",
     "linear_probe_unet": "probe",
     "segmentation_frozen": "segmentation",
