@@ -13,6 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+# %% ../../nbs/08_evaluation/17_probe_segmentation.ipynb #own-imports
 from .coherence import data_name
 from .features import feature_maps
 from .labels import check_labels, class_names
@@ -27,10 +28,10 @@ def class_target(classes: int, ignore_index: int, sample: object, grid: tuple[in
     labelled = shares.sum(1)
     return shares / labelled.clamp(min=1e-9)[:, None], labelled
 
-# %% ../../nbs/08_evaluation/17_probe_segmentation.ipynb #evaluate
+# %% ../../nbs/08_evaluation/17_probe_segmentation.ipynb #metric
 METRIC = ("ridge mIoU", "miou")
 
-
+# %% ../../nbs/08_evaluation/17_probe_segmentation.ipynb #evaluate
 def evaluate(encoder: nn.Module, train: Sequence, test: Sequence, size: tuple[int, int], l2: float | None = None,
              ignore_index: int = 255, device: str | torch.device = "cpu", batch_size: int = 32,
              progress: bool | None = None) -> dict:

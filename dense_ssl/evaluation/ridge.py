@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# %% ../../nbs/08_evaluation/15_ridge.ipynb #own-imports
 from .features import Learned, feature_maps
 
 # %% ../../nbs/08_evaluation/15_ridge.ipynb #least-squares
@@ -36,9 +37,6 @@ class LeastSquares:
         self.square[fold] += (weight * y * y).sum()
 
 # %% ../../nbs/08_evaluation/15_ridge.ipynb #solve-function
-PENALTIES = tuple(10.0 ** e for e in range(-6, 2))
-
-
 def solve(gram: Tensor, cross: Tensor, penalties: Sequence[float]) -> Tensor:
     """The ridge regressions of sums as `LeastSquares` keeps them, for each of L penalties: float64 (L, K, C + 1), the
     bias last.
@@ -55,6 +53,9 @@ def solve(gram: Tensor, cross: Tensor, penalties: Sequence[float]) -> Tensor:
     turned = vectors.T @ ((cross[:-1] / n - mean[:, None] * middle) * scale[:, None])
     found = [(vectors @ (turned / (values.clamp(min=0) + p)[:, None]) * scale[:, None]).T for p in penalties]
     return torch.stack([torch.cat([w, (middle - w @ mean)[:, None]], 1) for w in found])
+
+# %% ../../nbs/08_evaluation/15_ridge.ipynb #penalties
+PENALTIES = tuple(10.0 ** e for e in range(-6, 2))
 
 # %% ../../nbs/08_evaluation/15_ridge.ipynb #fold-errors
 def fold_errors(sums: LeastSquares, penalties: Sequence[float] = PENALTIES) -> Tensor:
@@ -93,12 +94,13 @@ class Ridge:
 
     def said(self) -> str:
         """How it was fitted, for a protocol's name."""
-        return (f"ridge regression in closed form on features {self.grid[0]}x{self.grid[1]} standardised, L2 {self.l2:g}")
+        h, w = self.grid
+        return f"ridge regression in closed form on features {h}x{w} standardised, L2 {self.l2:g}"
+
+# %% ../../nbs/08_evaluation/15_ridge.ipynb #target
+Target = Callable[[Any, tuple[int, int]], tuple[Tensor, Tensor]]  # sample, grid -> targets (h * w, K), weights (h * w,)
 
 # %% ../../nbs/08_evaluation/15_ridge.ipynb #fit-ridge
-Target = Callable[[Any, tuple[int, int]], tuple[Tensor, Tensor]]
-
-
 def fit_ridge(encoder: nn.Module, train: Sequence, size: tuple[int, int], target: Target, l2: float | None = None,
               device: str | torch.device = "cpu", batch_size: int = 32, progress: bool | None = None) -> Ridge:
     """The ridge regression of `target(sample, (h, w))`, targets (h * w, K) and weights (h * w,), on the features of a
