@@ -30,13 +30,15 @@ DATASETS = {  # name: module of this room, what in it makes the dataset
 WORLDS = ("room", "street", "borehole")
 
 # %% ../../nbs/02_data/09_catalog.ipynb #data-modules
-def data_modules(name: str, proposals: str | dict | None = None, pieces: str | None = None, **_: Any) -> list[str]:
+def data_modules(name: str, proposals: str | dict | None = None, pieces: str | None = None,
+                 shuffled: bool = False, **_: Any) -> list[str]:
     """The modules whose code makes the samples of `open_data` with these arguments.
 
     Raises: `ValueError` for an unknown name.
     """
     module = find_named("dataset", name, DATASETS)[0]
-    used = ["catalog", module, *(["proposals"] if proposals else []), *(["pieces"] if pieces else [])]
+    used = ["catalog", module, *(["proposals"] if proposals else []), *(["pieces"] if pieces else []),
+            *(["controls"] if shuffled else [])]
     return [f"dense_ssl.data.{module}" for module in used]
 
 # %% ../../nbs/02_data/09_catalog.ipynb #check-arguments
@@ -51,11 +53,13 @@ def _check_arguments(name: str, known: Mapping[str, Parameter], root: str | Path
 
 # %% ../../nbs/02_data/09_catalog.ipynb #open-data
 def open_data(name: str, split: str = "train", root: str | Path | None = None,
-              proposals: str | dict[str, Any] | None = None, pieces: str | None = None, **options: Any) -> Any:
+              proposals: str | dict[str, Any] | None = None, pieces: str | None = None, shuffled: bool = False,
+              **options: Any) -> Any:
     """The dataset `name` with `options` of its class; the worlds are cached in memory.
 
     proposals: regions that are computed when a sample is read, a kind of `data.proposals` or {"kind": ..., options}.
-    pieces: "patches" or "objects" of its images instead of whole ones (`data.pieces`).
+    pieces: "patches" or "objects" of its images instead of whole ones (`data.pieces`). shuffled: every image has the
+    geometry of another one (`data.controls`).
     Raises: `ValueError` for an unknown name or option, a root that is missing or not wanted.
     """
     make, rendered = _import(*find_named("dataset", name, DATASETS)), name in WORLDS
@@ -68,6 +72,8 @@ def open_data(name: str, split: str = "train", root: str | Path | None = None,
     if proposals:
         wanted = {"kind": proposals} if isinstance(proposals, str) else proposals
         dataset = _import("proposals", "Proposed")(dataset, **wanted)
+    if shuffled:
+        dataset = _import("controls", "Shuffled")(Cached(dataset) if rendered else dataset)
     return Cached(dataset) if rendered else dataset
 
 

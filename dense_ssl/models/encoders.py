@@ -20,9 +20,9 @@ from ..core import atomic_path, read_json, write_json
 class Encoder(nn.Module):
     """An image encoder: (B, 3, H, W), normalised, to (B, channels, H / stride, W / stride).
 
-    name: a torchvision ResNet ("resnet18") or "timm/NAME". output_stride: 32, 16 or 8 for convolutional networks; None:
-    the model's own. weights: a file (.safetensors, .pth), or the name of torchvision weights ("IMAGENET1K_V1"), or
-    "pretrained" for timm; None: random. `body` is the library's own module and its state dict has that library's names.
+    name: a torchvision ResNet ("resnet18") or "timm/NAME". output_stride: 32, 16 or 8 for convolutional networks, for
+    ResNets also 4; None: the model's own. weights: a file (.safetensors, .pth), or the name of torchvision weights
+    ("IMAGENET1K_V1"), or "pretrained" for timm; None: random. `body` is the library's own module and its state dict has that library's names.
     Raises: `ValueError` for an unknown name, a stride the model cannot have, weights that do not fit.
     """
 
@@ -62,21 +62,29 @@ def check_resnet(encoder: Encoder, user: str, *strides: int) -> None:
         raise ValueError(f"{user} needs a torchvision ResNet of output stride {' or '.join(map(str, strides))}, not "
                          f"{encoder.name} of stride {encoder.stride}")
 
+# %% ../../nbs/05_models/00_encoders.ipynb #dilate
+def _dilate(body: nn.Module, stride: int) -> None:
+    """Let the last layers of a ResNet, torchvision's or timm's, look further apart instead of taking fewer pixels, so
+    that its map has `stride` instead of 32; no weight changes its name or shape."""
+    for layer, own in ((body.layer2, 8), (body.layer3, 16), (body.layer4, 32)):
+        for part in layer.modules() if (rate := own // stride) > 1 else ():
+            if isinstance(part, nn.AvgPool2d):  # in timm's shortcuts
+                part.kernel_size = part.stride = 1
+            elif isinstance(part, nn.Conv2d):
+                part.stride = (1, 1)
+                if part.kernel_size == (3, 3):
+                    part.dilation = part.padding = (rate, rate)
+
 # %% ../../nbs/05_models/00_encoders.ipynb #torchvision
 def _torchvision(name: str, stride: int | None, weights: str | None) -> tuple[nn.Module, int, int]:
     if name not in torchvision.models.list_models(include="*res*net*", module=torchvision.models):
         raise ValueError(f'encoder {name!r} is not a torchvision ResNet; timm models are named "timm/NAME"')
     body = torchvision.models.get_model(name, weights=weights)
     channels, body.fc = body.fc.in_features, nn.Identity()
-    rate = {None: 1, 32: 1, 16: 2, 8: 4}.get(stride)
-    if rate is None:
-        raise ValueError(f"output_stride must be 32, 16 or 8, not {stride}")
-    for layer, dilation in ((body.layer3, rate // 2), (body.layer4, rate)):
-        for conv in (m for m in layer.modules() if isinstance(m, nn.Conv2d) and dilation > 1):
-            conv.stride = (1, 1)
-            if conv.kernel_size == (3, 3):
-                conv.dilation = conv.padding = (dilation, dilation)
-    return body, channels, 32 // rate
+    if stride not in (None, 32, 16, 8, 4):
+        raise ValueError(f"output_stride must be 32, 16, 8 or 4, not {stride}")
+    _dilate(body, stride or 32)
+    return body, channels, stride or 32
 
 # %% ../../nbs/05_models/00_encoders.ipynb #timm
 def _timm(name: str, stride: int | None, weights: str | None) -> tuple[nn.Module, int, int]:
@@ -87,9 +95,12 @@ def _timm(name: str, stride: int | None, weights: str | None) -> tuple[nn.Module
     options = {"pretrained": weights == "pretrained", "num_classes": 0}
     if "dynamic_img_size" in timm.models.model_entrypoint(name).__code__.co_consts or "vit" in name:
         options["dynamic_img_size"] = True
-    elif stride not in (None, 32):
+    elif stride not in (None, 32, 4):
         options["output_stride"] = stride
     body = timm.create_model(name, **options)
+    if stride == 4 and isinstance(body, timm.models.ResNet):
+        _dilate(body, 4)
+        return body, body.num_features, 4
     last = body.feature_info[-1] if isinstance(body.feature_info, list) else body.feature_info.get_dicts()[-1]
     return body, last["num_chs"], last["reduction"]
 

@@ -68,7 +68,7 @@ class Pretrain(_Schedule):
     method: str
     method_options: dict[str, Any] = {}
     encoder: str = "resnet18"
-    output_stride: Literal[8, 16, 32] | None = None
+    output_stride: Literal[4, 8, 16, 32] | None = None
     weights: str | None = None
     crop: Side | tuple[Side, Side] = 224
     scale: tuple[float, float] = (0.08, 1.0)
