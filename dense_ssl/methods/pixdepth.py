@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Features', 'Branches', 'pair_contrast', 'pair_consistency
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #5f311b5c
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..models.encoders import Encoder
 from ..models.heads import PixelProjector, collapse_signals, momentum_at, momentum_copy, momentum_update
 from ..objectives.pixel_consistency import pixel_consistency, propagate
 from ..objectives.pixel_contrast import channel_groups, multi_threshold_contrast
+from ..options import Count, Positive, Share
 from ..positives.masks import check_thresholds, pixdepth_masks
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #branches
@@ -81,10 +82,11 @@ class PixDepth(Branches):
     `out`.
     """
 
-    def __init__(self, encoder: Encoder, objective: str = "contrast",
+    def __init__(self, encoder: Encoder, objective: Literal["contrast", "consistency"] = "contrast",
                  distance_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
-                 depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7), unit: str = "bin",
-                 temperature: float = 0.3, hidden: int = 4096, out: int = 255, momentum: float = 0.99):
+                 depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7),
+                 unit: Literal["bin", "image", "max"] = "bin", temperature: Positive = 0.3, hidden: Count = 4096,
+                 out: Count = 255, momentum: Share = 0.99):
         if objective not in ("contrast", "consistency"):
             raise ValueError(f'objective must be "contrast" or "consistency", not {objective!r}')
         check_thresholds(distance_thresholds, depth_thresholds)
