@@ -30,19 +30,21 @@ DATASETS = {  # name: module of this room, what in it makes the dataset
 WORLDS = ("room", "street", "borehole")
 
 # %% ../../nbs/02_data/09_catalog.ipynb #data-modules
-def data_modules(name: str, proposals: str | dict | None = None, pieces: str | None = None, **_: Any) -> list[str]:
+def data_modules(name: str, proposals: str | dict | None = None, pieces: str | None = None,
+                 shuffled: bool = False, **_: Any) -> list[str]:
     """The modules whose code makes the samples of `open_data` with these arguments.
 
     Raises: `ValueError` for an unknown name.
     """
     module = find_named("dataset", name, DATASETS)[0]
-    used = ["catalog", module, *(["proposals"] if proposals else []), *(["pieces"] if pieces else [])]
+    used = ["catalog", module, *(["proposals"] if proposals else []), *(["pieces"] if pieces else []),
+            *(["controls"] if shuffled else [])]
     return [f"dense_ssl.data.{module}" for module in used]
 
 # %% ../../nbs/02_data/09_catalog.ipynb #check-arguments
 def check_data(name: str, root: str | Path | None = None, proposals: str | dict[str, Any] | None = None,
                pieces: Literal["patches", "objects"] | None = None, first: Count | None = None,
-               **options: Any) -> dict[str, Any]:
+               shuffled: bool = False, **options: Any) -> dict[str, Any]:
     """The `options` of dataset `name` as its class takes them; nothing is opened. Arguments as of `open_data`.
 
     Raises: `ValueError` for an unknown name, an unknown or wrong option, a root that is missing or not wanted.
@@ -51,7 +53,8 @@ def check_data(name: str, root: str | Path | None = None, proposals: str | dict[
     if (root is None) == ("root" in signature(make).parameters):
         need = "needs a root, the folder where it lies" if root is None else "is rendered and has no root"
         raise ValueError(f"{what} {need}")
-    own = check_options(check_data, {"proposals": proposals, "pieces": pieces, "first": first}, what, "name", "root")
+    own = {"proposals": proposals, "pieces": pieces, "first": first, "shuffled": shuffled}
+    own = check_options(check_data, own, what, "name", "root")
     if name in WORLDS and own["first"]:
         options = {**options, "count": own["first"]}
     return check_options(make, options, what, "root", "split")
@@ -59,16 +62,17 @@ def check_data(name: str, root: str | Path | None = None, proposals: str | dict[
 # %% ../../nbs/02_data/09_catalog.ipynb #open-data
 def open_data(name: str, split: str = "train", root: str | Path | None = None,
               proposals: str | dict[str, Any] | None = None, pieces: str | None = None, first: int | None = None,
-              **options: Any) -> Any:
+              shuffled: bool = False, **options: Any) -> Any:
     """The dataset `name` with `options` of its class; the worlds are cached in memory.
 
     proposals: regions that are computed when a sample is read, a kind of `data.proposals` or {"kind": ..., options}.
     pieces: "patches" or "objects" of its images instead of whole ones (`data.pieces`). first: so many images, from the
-    first on; of a world, which has as many as one wants, its `count`.
+    first on; of a world, which has as many as one wants, its `count`. shuffled: every image has the geometry of another
+    one (`data.controls`).
     Raises: `ValueError` for an unknown name or option, a root that is missing or not wanted.
     """
     make, rendered = _import(*find_named("dataset", name, DATASETS)), name in WORLDS
-    known, options = signature(make).parameters, check_data(name, root, proposals, pieces, first, **options)
+    known, options = signature(make).parameters, check_data(name, root, proposals, pieces, first, shuffled, **options)
     places = {"root": root, "split": split}
     dataset = make(**{k: v for k, v in places.items() if k in known}, **options)
     if first and not rendered:
@@ -78,6 +82,8 @@ def open_data(name: str, split: str = "train", root: str | Path | None = None,
     if proposals:
         wanted = {"kind": proposals} if isinstance(proposals, str) else proposals
         dataset = _import("proposals", "Proposed")(dataset, **wanted)
+    if shuffled:
+        dataset = _import("controls", "Shuffled")(Cached(dataset) if rendered else dataset)
     return Cached(dataset) if rendered else dataset
 
 # %% ../../nbs/02_data/09_catalog.ipynb #first
@@ -86,7 +92,7 @@ class First:
 
     def __init__(self, dataset: Any, count: int):
         if count > len(dataset):
-            raise ValueError(f"first is {count}, and dataset {dataset.name} ({dataset.split}) has {len(dataset)} images")
+            raise ValueError(f"first is {count}, and dataset {dataset.name} has {len(dataset)} images")
         self.dataset, self.count, self.version = dataset, count, f"{dataset.version}-first{count}"
         for name in ("name", "classes", "split"):
             setattr(self, name, getattr(dataset, name, None))

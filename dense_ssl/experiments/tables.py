@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['metrics', 'value', 'result', 'results', 'published', 'collect', 'cells', 'markdown', 'latex', 'comma_separated',
-           'write_tables', 'tables_of', 'publish', 'compared', 'published_tables', 'main']
+           'write_tables', 'tables_of', 'publish', 'compared', 'calibrate', 'published_tables', 'main']
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #imports
 import argparse
@@ -21,6 +21,7 @@ from typing import Any
 from ..core import atomic_path, is_done, read_json, repo_root, write_json
 from ..evaluation.catalog import PROTOCOLS, protocol_metric
 from .rows import Selection, read_yaml, select_rows
+from .verdicts import CALIBRATION, agreement, calibrated, calibration, judged
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #metrics
 def metrics(protocols: Iterable[str]) -> dict[str, dict[str, Any]]:
@@ -108,15 +109,18 @@ def collect(profile: str, rows: Iterable[tuple[str, dict[str, Any]]], found: Ite
         kept = [k for k in metrics(p for r in own for p in r["protocols"]) if any(k in r["values"] for r in own)]
         values = {m: [r["values"].get(m) for r in own] for m in kept}
         whole = {m: v for m, v in values.items() if None not in v}
-        record = {"id": f"{table}.{row['id']}", "label": row["label"], "paper": row.get("paper"), "profile": profile,
+        record = {"id": f"{table}.{row['id']}", "row": row["id"], "label": row["label"], "paper": row.get("paper"), "profile": profile,
                   "problem": (problems or {}).get(f"{table}.{row['id']}"), "seeds": [r["seed"] for r in own],
                   "values": values,
                   "mean": {m: statistics.fmean(v) * 100 for m, v in whole.items()},
                   "deviation": {m: statistics.stdev(v) * 100 for m, v in whole.items() if len(v) > 1},
                   "runs": [name for r in own for name in r["runs"]], "seconds": [r["seconds"] for r in own]}
-        alike = ("evaluated_on", "protocols", "raw_colours", "parameters", "notebooks", "data_version", "hardware",
+        alike = ("evaluated_on", "protocols", "raw_colours", "changed", "parameters", "notebooks", "data_version", "hardware",
                  "env", "command")
+        record |= {k: row[k] for k in ("baseline", "control", "of") if k in row}
         records.append(record | {k: r[k] for k in alike for r in own[-1:] if k in r})
+    for name, by_metric in judged(records).items():
+        next(r for r in records if r["id"] == name)["judged"] = by_metric
     return records
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #paper
@@ -124,6 +128,16 @@ def _paper(record: dict[str, Any], metric: str) -> dict[str, float]:
     "The paper's numbers of a row by metric; one that stands alone is the table's."
     given = record["paper"]
     return given if isinstance(given, dict) else {} if given is None else {metric: given}
+
+# %% ../../nbs/10_experiments/00_tables.ipynb #judgement
+def _judgement(found: dict[str, Any] | None) -> list[str]:
+    "Window, place in it and verdict of a row as text (`verdicts.judged`)."
+    if found is None:
+        return ["", "", ""]
+    if found["window"] is None:
+        return ["", "", found["verdict"]]
+    error = "" if found["window_error"] is None else f" ± {found['window_error']:.1f}"
+    return [f"{found['window']:.1f}{error}", f"{found['place']:.0%}", found["verdict"]]
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #cells
 def cells(metric: str, records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -150,6 +164,9 @@ def cells(metric: str, records: list[dict[str, Any]]) -> tuple[list[str], list[l
         if not r["seeds"]:
             line[first] = r["problem"] or "not run"
         rows.append([r["label"], *line])
+    if any("judged" in r for r in records):
+        head += ["window", "place in it", f"verdict, {columns[metric]['title']}"]
+        rows = [row + _judgement(r.get("judged", {}).get(metric)) for row, r in zip(rows, records, strict=True)]
     return head, rows
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #markdown
@@ -240,16 +257,31 @@ def publish(entries: list[dict[str, Any]]) -> list[Path]:
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #compared
 def compared(entries: list[dict[str, Any]]) -> list[str]:
-    """How what is done of a plan compares with what is published of the same rows and seeds."""
-    kept = {(r["id"], r["seed"]): r["values"] for r in published(entries[0]["profile"])}
+    """How what is done of a plan compares with what is published of the same rows and seeds: to the last digit, and
+    for every row and metric published, own, and whether they agree (`verdicts.agreement`), percent."""
+    profile, rows = entries[0]["profile"], {}
+    kept, spreads = {(r["id"], r["seed"]): r["values"] for r in published(profile)}, calibration().get(profile, {})
     mine = [(r, kept[r["id"], r["seed"]]) for r in results(entries) if (r["id"], r["seed"]) in kept]
-    same = sum(r["values"] == theirs for r, theirs in mine)
-    lines = [f"{same} of {len(mine)} results are the published ones to the last digit"]
     for r, theirs in mine:
-        other = {m: v for m, v in r["values"].items() if v is not None and theirs.get(m) not in (v, None)}
-        numbers = ", ".join(f"{m} {100 * v:.1f} (published {100 * theirs[m]:.1f})" for m, v in other.items())
-        lines += [f"{r['id']}, seed {r['seed']}: {numbers}"] if numbers else []
-    return lines if mine else []
+        for m, v in r["values"].items():
+            if v is not None and theirs.get(m) is not None:
+                rows.setdefault((r["id"], m), []).append((100 * v, 100 * theirs[m]))
+    same = sum(r["values"] == theirs for r, theirs in mine)
+    lines = [f"{same} of {len(mine)} results are the published ones to the last digit"] if mine else []
+    for (name, m), pairs in rows.items():
+        ours, theirs = zip(*pairs, strict=True)
+        said = agreement(list(ours), list(theirs), spreads.get(name, {}).get(m, {}).get("value"))
+        lines.append(f"{name}, {m}: published {statistics.fmean(theirs):.1f}, here {statistics.fmean(ours):.1f}, {said}")
+    return lines
+
+# %% ../../nbs/10_experiments/00_tables.ipynb #calibrate
+def calibrate(entries: list[dict[str, Any]]) -> Path:
+    """Keep how the rows of a plan spread over its seeds, where there are at least three (`verdicts.calibration`)."""
+    profile, found, kept = entries[0]["profile"], list(results(entries)), calibration()
+    rows = [(table, row) for table, row in select_rows(profile) if any(r["id"] == f"{table}.{row['id']}" for r in found)]
+    kept[profile] = kept.get(profile, {}) | calibrated(collect(profile, rows, found))
+    write_json(repo_root() / CALIBRATION, kept)
+    return repo_root() / CALIBRATION
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #published-tables
 def published_tables(out: Path | None = None) -> list[Path]:
@@ -270,9 +302,14 @@ def main(words: list[str] | None = None) -> None:
                                      description="Tables of what stands in runs/published.")
     parser.add_argument("--publish", type=Path, metavar="PLAN",
                         help="keep the results of this plan there (runs/.graph/PROFILE-HASH.json)")
+    parser.add_argument("--calibrate", type=Path, metavar="PLAN",
+                        help="keep how the rows of this plan spread over its seeds")
     given = parser.parse_args(words)
     try:
-        written = publish(read_json(given.publish)) if given.publish else published_tables()
+        if given.calibrate:
+            written = [calibrate(read_json(given.calibrate))]
+        else:
+            written = publish(read_json(given.publish)) if given.publish else published_tables()
     except ValueError as error:
         sys.exit(f"dense_ssl: {error}")
     print(*written, sep="\n")

@@ -42,6 +42,10 @@ class Pyramid(Method):
         """
         return F.normalize(self.projector(self.fpn(image)).float(), dim=1)
 
+    @property
+    def dense(self) -> nn.Module:
+        return self.fpn
+
     @torch.no_grad()
     def after_step(self, step: int, steps: int) -> None:
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))

@@ -51,6 +51,10 @@ class GeoNetwork(Method):
         """Its state dict fills the first four blocks of the decoder of an `smp.Unet` of the same widths."""
         return self.unet.decoder
 
+    @property
+    def dense(self) -> nn.Module:
+        return self.unet
+
     def embed(self, image: Tensor) -> Tensor:
         """Unit vectors (B, C, H / 2, W / 2): of the pixel head, else of the point head, else of the map itself."""
         x = self.unet(image)
@@ -296,6 +300,10 @@ class Stages(Method):
     def stage(self) -> int:
         """1 or 2."""
         return 1 if self.done.value / self.steps.value < self.stage_one else 2
+
+    @property
+    def dense(self) -> nn.Module:
+        return self.network.dense
 
     def after_step(self, step: int, steps: int) -> None:
         self.done.value, self.steps.value = step + 1, steps

@@ -19,6 +19,7 @@ from ..models.heads import PixelProjector, collapse_signals, momentum_at, moment
 from ..objectives.pixel_consistency import pixel_consistency, propagate
 from ..objectives.pixel_contrast import channel_groups, multi_threshold_contrast
 from ..options import Count, Positive, Share
+from ..positives.groups import map_ids, same_group
 from ..positives.masks import check_thresholds, pixdepth_masks
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #branches
@@ -77,7 +78,8 @@ class PixDepth(Branches):
     """Pixel-level pre-training with positives near in the image and in depth (PixDepth Eq. 1-6); PixPro without depth.
 
     objective: "contrast" (Eq. 2, 5, 6) or "consistency" (PixPro). distance_thresholds: T_k in `unit` ("bin", "image",
-    "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. hidden, out: widths of the projector.
+    "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. same_region: keep only pairs of one
+    region (with true regions: the oracle of what depth is to do). hidden, out: widths of the projector.
     Raises: `ValueError` for another objective, negative or unpaired thresholds, or when their number does not divide
     `out`.
     """
@@ -86,7 +88,7 @@ class PixDepth(Branches):
                  distance_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
                  depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7),
                  unit: Literal["bin", "image", "max"] = "bin", temperature: Positive = 0.3, hidden: Count = 4096,
-                 out: Count = 255, momentum: Share = 0.99):
+                 out: Count = 255, momentum: Share = 0.99, same_region: bool = False):
         if objective not in ("contrast", "consistency"):
             raise ValueError(f'objective must be "contrast" or "consistency", not {objective!r}')
         check_thresholds(distance_thresholds, depth_thresholds)
@@ -94,14 +96,29 @@ class PixDepth(Branches):
         super().__init__(encoder, hidden, out, momentum)
         self.objective, self.temperature, self.thresholds = (objective, temperature,
                                                              (distance_thresholds, depth_thresholds, unit))
-        self.needs = () if depth_thresholds is None else ("depth",)
+        self.needs = (("depth",) if depth_thresholds else ()) + (("regions",) if same_region else ())
+        self.same_region = same_region
         self.transform = nn.Conv2d(out, out, 1) if objective == "consistency" else None
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, Tensor | float]]:
         f = self.features(first, second)
         masks = pixdepth_masks(*f.views, *self.thresholds)
+        if self.same_region:
+            together = same_group(*map_ids(*f.views, "regions"))
+            masks = [mask & together for mask in masks]
         loss = (pair_contrast if self.transform is None else pair_consistency)(self, f, masks)
-        return loss, {**mask_signals(masks, *f.views), **collapse_signals(f.maps[0])} if signals else {}
+        return loss, {**mask_signals(masks, *f.views), **self.removed(masks, *f.views),
+                      **collapse_signals(f.maps[0])} if signals else {}
+
+    @torch.no_grad()
+    def removed(self, masks: list[Tensor], one: View, two: View) -> dict[str, float]:
+        """The intervention: what share of the pairs that are near in the image depth or regions take away."""
+        if not self.needs:
+            return {}
+        distances, _, unit = self.thresholds
+        near = torch.stack(pixdepth_masks(one, two, distances, None, unit)).sum()
+        share = 1 - torch.stack(masks).sum().item() / max(near.item(), 1)
+        return {f"{'regions' if self.same_region else 'depth'}_removed": share}
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #mask-signals
 @torch.no_grad()
@@ -119,5 +136,5 @@ def mask_signals(masks: list[Tensor], one: View, two: View) -> dict[str, float]:
 METHODS: dict[str, tuple[type[Method], dict]] = {
     "pixcontrast": (PixDepth, {"distance_thresholds": (0.7,), "depth_thresholds": None}),
     "pixpro": (PixDepth, {"objective": "consistency", "distance_thresholds": (0.7,), "depth_thresholds": None}),
-    "pixdepth": (PixDepth, {}),
+    "pixdepth": (PixDepth, {"unit": "max"}),
 }
