@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..core import find_named
-from ..options import Count, check_options
+from ..options import Count, Share, check_options
 from .views import Cached
 
 # %% ../../nbs/02_data/09_catalog.ipynb #datasets
@@ -31,20 +31,20 @@ WORLDS = ("room", "street", "borehole")
 
 # %% ../../nbs/02_data/09_catalog.ipynb #data-modules
 def data_modules(name: str, proposals: str | dict | None = None, pieces: str | None = None,
-                 shuffled: bool = False, **_: Any) -> list[str]:
+                 shuffled: bool = False, true_labels: float | None = None, **_: Any) -> list[str]:
     """The modules whose code makes the samples of `open_data` with these arguments.
 
     Raises: `ValueError` for an unknown name.
     """
     module = find_named("dataset", name, DATASETS)[0]
     used = ["catalog", module, *(["proposals"] if proposals else []), *(["pieces"] if pieces else []),
-            *(["controls"] if shuffled else [])]
+            *(["controls"] if shuffled or true_labels is not None else [])]
     return [f"dense_ssl.data.{module}" for module in used]
 
 # %% ../../nbs/02_data/09_catalog.ipynb #check-arguments
 def check_data(name: str, root: str | Path | None = None, proposals: str | dict[str, Any] | None = None,
                pieces: Literal["patches", "objects"] | None = None, first: Count | None = None,
-               shuffled: bool = False, **options: Any) -> dict[str, Any]:
+               shuffled: bool = False, true_labels: Share | None = None, **options: Any) -> dict[str, Any]:
     """The `options` of dataset `name` as its class takes them; nothing is opened. Arguments as of `open_data`.
 
     Raises: `ValueError` for an unknown name, an unknown or wrong option, a root that is missing or not wanted.
@@ -53,7 +53,7 @@ def check_data(name: str, root: str | Path | None = None, proposals: str | dict[
     if (root is None) == ("root" in signature(make).parameters):
         need = "needs a root, the folder where it lies" if root is None else "is rendered and has no root"
         raise ValueError(f"{what} {need}")
-    own = {"proposals": proposals, "pieces": pieces, "first": first, "shuffled": shuffled}
+    own = {"proposals": proposals, "pieces": pieces, "first": first, "shuffled": shuffled, "true_labels": true_labels}
     own = check_options(check_data, own, what, "name", "root")
     if name in WORLDS and own["first"]:
         options = {**options, "count": own["first"]}
@@ -62,17 +62,18 @@ def check_data(name: str, root: str | Path | None = None, proposals: str | dict[
 # %% ../../nbs/02_data/09_catalog.ipynb #open-data
 def open_data(name: str, split: str = "train", root: str | Path | None = None,
               proposals: str | dict[str, Any] | None = None, pieces: str | None = None, first: int | None = None,
-              shuffled: bool = False, **options: Any) -> Any:
+              shuffled: bool = False, true_labels: float | None = None, **options: Any) -> Any:
     """The dataset `name` with `options` of its class; the worlds are cached in memory.
 
     proposals: regions that are computed when a sample is read, a kind of `data.proposals` or {"kind": ..., options}.
     pieces: "patches" or "objects" of its images instead of whole ones (`data.pieces`). first: so many images, from the
     first on; of a world, which has as many as one wants, its `count`. shuffled: every image has the geometry of another
-    one (`data.controls`).
+    one (`data.controls`). true_labels: the true classes as auxiliary labels, this share of their segments wrong.
     Raises: `ValueError` for an unknown name or option, a root that is missing or not wanted.
     """
     make, rendered = _import(*find_named("dataset", name, DATASETS)), name in WORLDS
-    known, options = signature(make).parameters, check_data(name, root, proposals, pieces, first, shuffled, **options)
+    known, options = signature(make).parameters, check_data(name, root, proposals, pieces, first, shuffled, true_labels,
+                                                              **options)
     places = {"root": root, "split": split}
     dataset = make(**{k: v for k, v in places.items() if k in known}, **options)
     if first and not rendered:
@@ -82,6 +83,8 @@ def open_data(name: str, split: str = "train", root: str | Path | None = None,
     if proposals:
         wanted = {"kind": proposals} if isinstance(proposals, str) else proposals
         dataset = _import("proposals", "Proposed")(dataset, **wanted)
+    if true_labels is not None:
+        dataset = _import("controls", "TrueLabels")(dataset, true_labels)
     if shuffled:
         dataset = _import("controls", "Shuffled")(Cached(dataset) if rendered else dataset)
     return Cached(dataset) if rendered else dataset
