@@ -7,6 +7,7 @@ __all__ = ['CLASSES40', 'CLASSES13', 'TO13', 'class_table', 'intrinsics', 'NYUv2
 
 # %% ../../nbs/02_data/02_nyuv2.ipynb #6f625132
 import os
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -69,10 +70,10 @@ class _Files:
         self.root, self.table = root, class_table(classes)
         self.ids = read_lines(root / f"{split}.txt", "list of image ids")
 
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, index: int, notes: Counter[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         name = self.ids[index]
-        image = read_image(self.root / "images" / f"{name}.jpg")
-        depth = folder_depth(self.root / "depths" / f"{name}.png", image, StoredDepth(9.995 / 255))
+        image = read_image(self.root / "images" / f"{name}.jpg", notes)
+        depth = folder_depth(self.root / "depths" / f"{name}.png", image, StoredDepth(9.995 / 255), notes)
         path = self.root / "labels" / f"{name}.png"
         labels = read_labels(path, 40)
         same_size(path, labels, image)
@@ -121,7 +122,7 @@ class _Mat:
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_file": None, "_pid": None}
 
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, index: int, notes: Counter[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         row = self.rows[index]
         try:
             arrays = [self._open()[key][row].swapaxes(-1, -2) for key in ("images", "depths", "labels")]
@@ -164,6 +165,8 @@ class NYUv2:
         return len(self.source.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image, depth, labels = self.source.read(index)
+        notes = Counter()
+        image, depth, labels = self.source.read(index, notes)
         name = f"{self.split}/{self.source.ids[index]}"
-        return Sample(image=image, name=name, depth=depth, labels=labels, K=intrinsics(*image.shape[-2:]))
+        return Sample(image=image, name=name, depth=depth, labels=labels, K=intrinsics(*image.shape[-2:]),
+                      notes=tuple(notes))
