@@ -17,7 +17,7 @@ import torch
 from ..core import is_done, run_folder, run_lock, write_json
 from ..data.catalog import data_modules
 from ..methods.catalog import build_method, method_module
-from ..models.encoders import build_encoder
+from ..models.encoders import build_encoder, check_size
 from ..processes import run_processes
 from .configuration import Launch, Pretrain
 
@@ -48,7 +48,7 @@ def check_network(config: Pretrain) -> None:
     height, width = config.crop if isinstance(config.crop, tuple) else (config.crop, config.crop)
     with torch.device("meta"):
         encoder = build_encoder(config.encoder, config.output_stride)
-        encoder.check_size(height, width)
+        check_size(encoder, height, width)
         build_method(config.method, encoder, **config.method_options)
 
 # %% ../../nbs/07_training/03_launch.ipynb #run-pretrain
