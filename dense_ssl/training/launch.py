@@ -9,12 +9,13 @@ __all__ = ['worker_command', 'run_modules', 'check_network', 'run_pretrain']
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..core import is_done, run_folder, run_lock, write_json
+from ..core import is_done, read_json, run_folder, run_lock, write_json
 from ..data.catalog import data_modules
 from ..methods.catalog import build_method, method_module
 from ..models.encoders import build_encoder, check_size
@@ -69,6 +70,8 @@ def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | Non
             if not is_done(folder):  # the other, who was waited for, may have done it
                 _work(folder, launch, show)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for said in read_json(folder / "done.json").get("warnings", []):
+        warnings.warn(f"{folder.name}: {said}", stacklevel=2)
     return folder
 
 
