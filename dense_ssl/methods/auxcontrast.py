@@ -297,8 +297,8 @@ def _without_dropout(module: nn.Module) -> nn.Module:
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #pair-signals
 def pair_signals(anchor_ids: Tensor, candidate_ids: Tensor) -> dict[str, float]:
-    """Shares of all pairs that are positives in one superpixel, in one image only, in two images; of anchors without
-    positives, without negatives.
+    """Shares of all pairs that are positives in one superpixel, in one image only, in two images; of positives in two
+    images; of anchors without positives, without negatives.
 
     anchor_ids: int (A, 3), candidate_ids: int (M, 3) = label, superpixel, image, as for `auxiliary_contrast`.
     """
@@ -310,6 +310,7 @@ def pair_signals(anchor_ids: Tensor, candidate_ids: Tensor) -> dict[str, float]:
     return {"positives_superpixel": kinds["superpixel"].item() / pairs,
             "positives_image": (kinds["image"] - kinds["superpixel"]).item() / pairs,
             "positives_other": (kinds["other"] - kinds["image"]).item() / pairs,
+            "across_images": (kinds["other"] - kinds["image"]).item() / max(1, kinds["other"].item()),
             "anchors_without_positives": (label == 0).sum().item() / anchors,
             "anchors_without_negatives": (label == len(candidate_ids)).sum().item() / anchors}
 

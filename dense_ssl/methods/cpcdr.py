@@ -77,7 +77,9 @@ class SceneLosses(Pyramid):
                 part = prototype_loss(z, self.prototypes, groups or points.group, *self.objective)
                 loss = loss + share * part
                 watched[f"loss_{name}"] = part
-        return loss, {**_signals(watched, maps, z, self.prototypes, loss), **scenes.counts} if signals else {}
+        pasted = scenes.counts.get("pasted_pixels", 0) / scenes.counts.get("pixels", 1)
+        return loss, {**_signals(watched, maps, z, self.prototypes, loss), **scenes.counts,
+                      "pasted": pasted} if signals else {}
 
 # %% ../../nbs/06_methods/01_cpcdr.ipynb #cpcdr-2
 _PAPER = CopyPaste()
