@@ -328,6 +328,8 @@ class Stages(Method):
 class StageLosses(Stages):
     """`Stages` with its loss."""
 
+    effects = {"matches": "no pixel has a match", "points": "no pixel has a point", "sets": "no set is in both views"}
+
     def forward(self, first: View, second: View, matches: Matches | None = None, cloud: Cloud | None = None,
                 sets: Sets | None = None, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
         """Matches of crops, and sets of views with regions, are found here where they are not given, as `inputs` does.

@@ -97,6 +97,8 @@ def check_fit(positives: str, objective: str) -> None:
 class Composition(Branches):
     """Branches with a source and an objective by name and what the latter needs: PixPro's transform, or prototypes."""
 
+    effects = {"positives": "no pair is positive", "grouped": "no pixel is in a group"}
+
     def __init__(self, encoder: Encoder, positives: str, objective: str, thresholds: dict[str, Any], prototypes: int,
                  hidden: int, out: int, momentum: float):
         swapped = objective == "prototypes"

@@ -98,6 +98,8 @@ class PixDepth(Branches):
                                                              (distance_thresholds, depth_thresholds, unit))
         self.needs = (("depth",) if depth_thresholds else ()) + (("regions",) if same_region else ())
         self.same_region = same_region
+        self.effects = {"positives": "no pair is positive", "depth_removed": "depth takes no pair away",
+                        "regions_removed": "regions take no pair away"}
         self.transform = nn.Conv2d(out, out, 1) if objective == "consistency" else None
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -107,18 +109,19 @@ class PixDepth(Branches):
             together = same_group(*map_ids(*f.views, "regions"))
             masks = [mask & together for mask in masks]
         loss = (pair_contrast if self.transform is None else pair_consistency)(self, f, masks)
-        return loss, {**mask_signals(masks, *f.views), **self.removed(masks, *f.views),
+        return loss, {**mask_signals(masks, *f.views), **_removed(self, masks, *f.views),
                       **collapse_signals(f.maps[0])} if signals else {}
 
-    @torch.no_grad()
-    def removed(self, masks: list[Tensor], one: View, two: View) -> dict[str, float]:
-        """The intervention: what share of the pairs that are near in the image depth or regions take away."""
-        if not self.needs:
-            return {}
-        distances, _, unit = self.thresholds
-        near = torch.stack(pixdepth_masks(one, two, distances, None, unit)).sum()
-        share = 1 - torch.stack(masks).sum().item() / max(near.item(), 1)
-        return {f"{'regions' if self.same_region else 'depth'}_removed": share}
+# %% ../../nbs/06_methods/00_pixdepth.ipynb #removed
+@torch.no_grad()
+def _removed(method: PixDepth, masks: list[Tensor], one: View, two: View) -> dict[str, float]:
+    "The intervention: what share of the pairs that are near in the image depth or regions take away."
+    if not method.needs:
+        return {}
+    distances, _, unit = method.thresholds
+    near = torch.stack(pixdepth_masks(one, two, distances, None, unit)).sum()
+    share = 1 - torch.stack(masks).sum().item() / max(near.item(), 1)
+    return {f"{'regions' if method.same_region else 'depth'}_removed": share}
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #mask-signals
 @torch.no_grad()
