@@ -117,6 +117,17 @@ def table(rows: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def findings(rows: dict[str, Any]) -> str:
+    "Of each protocol, the data on which it is a headline and those on which it is a diagnostic."
+    said: dict[str, dict[str, list[str]]] = {}
+    for name, own in rows.items():
+        for protocol in PROTOCOLS[name]:
+            if len(cells := {who: own[who][protocol] for who in ("trained", *FLOORS) if own[who].get(protocol)}) == 5:
+                said.setdefault(protocol, {}).setdefault(verdict(cells)[0], []).append(name)
+    return "\n".join(f"{protocol}: " + "; ".join(f"{word} on {', '.join(names)}" for word, names in found.items())
+                     for protocol, found in said.items())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", nargs="*", default=list(PROTOCOLS), choices=list(PROTOCOLS))
@@ -134,7 +145,7 @@ def main() -> None:
     for seed in () if given.table else given.seeds:
         for name in given.data:
             fill(name, seed, rows, save)
-    print(table(rows))
+    print(table(rows), findings(rows), sep="\n\n")
 
 
 if __name__ == "__main__":
