@@ -26,6 +26,21 @@ DATASETS = {  # name: module of this room, what in it makes the dataset
     "room_pairs": ("frame_pairs", "room_pairs"),
     "sequence_pairs": ("frame_pairs", "sequence_pairs"),
     "video": ("video", "VideoFolder"),
+    "cityscapes": ("cityscapes", "Cityscapes"),
+    "kitti": ("kitti", "Kitti"),
+    "kitti_raw": ("kitti", "KittiRaw"),
+    "coco": ("coco", "Coco"),
+    "voc": ("voc", "Voc"),
+    "ade20k": ("ade20k", "Ade20k"),
+    "viper": ("viper", "Viper"),
+    "imagenet": ("imagenet", "ImageNet"),
+    "camvid": ("camvid", "CamVid"),
+    "scannet": ("scannet", "ScanNet"),
+    "nyuv2_raw": ("nyuv2_raw", "NYUv2Raw"),
+    "tum": ("trajectories", "TUM"),
+    "seven_scenes": ("trajectories", "SevenScenes"),
+    "posed_pairs": ("trajectories", "posed_pairs"),
+    "boreholes": ("boreholes", "Boreholes"),
 }
 WORLDS = ("room", "street", "borehole")
 
