@@ -11,19 +11,19 @@ from typing import Any
 
 from torch import Tensor
 
-from .folders import folder_depth, list_images, mirrored
+from .folders import folder_depth, list_images
+from .map_names import find_map
 from .official import About, Frame, Official, check_split, official_labels
+from ..files import read_lines
 
 # %% ../../nbs/02_data/28_boreholes.ipynb #boreholes-split
 def well_split(root: Path, names: list[str], split: str) -> list[str]:
     """The images of a split, of paths below amplitude/. ValueError naming test_wells.txt: missing, an unknown well."""
-    labelled = {n for n in names if mirrored(root / "breakouts", n)}
+    labelled = {n for n in names if find_map(root / "breakouts", n)}
     if split == "unlabelled":
         return [n for n in names if n not in labelled]
     listed, wells = root / "test_wells.txt", {n.split("/")[0] for n in names}
-    if not listed.is_file():
-        raise ValueError(f"{listed}: is missing; needs the wells that are tested on, one a line")
-    tested = set(listed.read_text(encoding="utf-8-sig").split())
+    tested = set(read_lines(listed, "list of wells"))
     if unknown := sorted(tested - wells):
         raise ValueError(f"{listed}: lists the well {unknown[0]!r}, which is not among the {len(wells)} of amplitude/")
     return [n for n in names if n in labelled and (n.split("/")[0] in tested) == (split == "test")]
@@ -61,4 +61,4 @@ class Boreholes(Official):
 
 def _below(root: Path, kind: str, name: str) -> str:
     "The map of an image below root, or where it should be."
-    return (mirrored(root / kind, name) or (root / kind / name).with_suffix(".png")).relative_to(root).as_posix()
+    return (find_map(root / kind, name) or (root / kind / name).with_suffix(".png")).relative_to(root).as_posix()

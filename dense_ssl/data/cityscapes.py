@@ -19,6 +19,7 @@ from .folders import folder_depth, read_ids
 from .official import (About, Frame, Official, check_split, consecutive, images_below,
                                      official_labels, present)
 from ..geometry.camera import read_intrinsics
+from ..geometry.depth import StoredDepth
 
 # %% ../../nbs/02_data/17_cityscapes.ipynb #cityscapes-ids-1
 LABELS = {label.id: label for label in Published.classes if label.id >= 0}
@@ -132,7 +133,7 @@ class Cityscapes(Official):
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
         """Disparity, (p - 1) / 256 pixels."""
-        return folder_depth(path, image, 1 / 256) - 1 / 256
+        return folder_depth(path, image, StoredDepth(1 / 256, -1 / 256, invalid=(0,)))
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:
         """K of the image as stored."""

@@ -18,6 +18,7 @@ from .folders import folder_depth, read_ids
 from .official import (About, Frame, Official, check_split, consecutive, images_below,
                                      official_labels)
 from ..geometry.camera import read_intrinsics
+from ..geometry.depth import StoredDepth
 
 # %% ../../nbs/02_data/18_kitti.ipynb #kitti-objects
 def kitti_objects(ids: Tensor) -> Tensor:
@@ -95,7 +96,7 @@ class Kitti(Official):
         return kitti_objects(read_ids(path, -1))
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        return folder_depth(path, image, 1 / 256)
+        return folder_depth(path, image, StoredDepth(1 / 256, invalid=(0,)))
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:
         return read_calibration(path, size)

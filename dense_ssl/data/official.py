@@ -16,9 +16,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .folders import (NONE, folder_depth, mirrored, read_ids, read_image, read_labels, same_size,
+from .folders import (NONE, folder_depth, read_ids, read_image, read_labels, same_size,
                                     shorter_side)
+from .map_names import find_map
 from .views import BadSample, Sample
+from ..files import natural
 
 # %% ../../nbs/02_data/16_official.ipynb #official-about-1
 @dataclass(frozen=True)
@@ -115,7 +117,7 @@ def images_below(root: Path, pattern: str, about: About) -> list[str]:
         raise ValueError(f"{base}: there is no such folder; unpack {archive}")
     below = "/".join(parts[fixed:-1])
     folders = sorted(p for p in base.glob(below) if p.is_dir()) if below else [base]
-    found = [sorted(p for p in f.glob(parts[-1]) if p.name[0] != ".") for f in folders]
+    found = [sorted(f.glob(parts[-1]), key=lambda p: natural(p.name)) for f in folders]
     if empty := [f for f, names in zip(folders, found, strict=True) if not names] or ([] if folders else [base]):
         raise ValueError(f"{empty[0]}: holds no image ({parts[-1]}); unpack {archive} again")
     return [p.relative_to(root).as_posix() for names in found for p in names]
@@ -212,7 +214,7 @@ def _read(data: Official, frame: Frame) -> Sample:
 def _read_trees(data: Official, frame: Frame, sample: Sample) -> None:
     "Add the maps of the folders that were given."
     for what, tree in data.trees.items():
-        path = mirrored(tree, frame.image)
+        path = find_map(tree, frame.image)
         if path is None:
             raise BadSample(f"{Path(tree, frame.image).with_suffix('.png')}: there is no map for {frame.image}")
         values = folder_depth(path, sample.image) if what == "depth" else read_ids(path, NONE[what])

@@ -21,7 +21,9 @@ from .folders import folder_depth, read_ids, read_image
 from .official import About, Frame, Official, check_split, official_labels
 from .sequences import read_pose
 from .views import BadSample
+from ..files import natural, read_lines
 from ..geometry.camera import check_intrinsics
+from ..geometry.depth import StoredDepth
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-classes-1
 CLASSES = ["wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture",
@@ -61,7 +63,7 @@ def split_scenes(root: Path, split: str) -> tuple[Path, list[str]]:
     listed = root / f"scannetv2_{'train' if split == 'train' else 'val'}.txt"
     if not listed.is_file():
         raise ValueError(f"{listed}: is missing; it is in Tasks/Benchmark of ScanNet's repository")
-    names = listed.read_text(encoding="utf-8-sig").split()
+    names = read_lines(listed, "list of scenes")
     if missing := [n for n in names if not (trees[0] / n).is_dir()]:
         raise ValueError(f"{trees[0] / missing[0]}: is missing ({len(missing)} of {len(names)} scenes of "
                          f"{listed.name})")
@@ -71,7 +73,7 @@ def split_scenes(root: Path, split: str) -> tuple[Path, list[str]]:
 def scene_frames(root: Path, scene: Path, every: int) -> list[Frame]:
     """The frames of one scene, every so many. ValueError naming a scene that was not exported, or has no image."""
     packed = scene.parent.name == "scannet_frames_25k"
-    names = sorted((scene / "color").glob("*.jpg"), key=lambda p: (len(p.stem), p.stem))[:: 1 if packed else every]
+    names = sorted((scene / "color").glob("*.jpg"), key=lambda p: natural(p.name))[:: 1 if packed else every]
     if not names and any(scene.glob("*.sens")):
         raise ValueError(f"{scene}: holds {scene.name}.sens, which is not exported; ScanNet's SensReader/python/reader."
                          "py --export_color_images --export_depth_images --export_poses --export_intrinsics does it")
@@ -141,7 +143,7 @@ class ScanNet(Official):
         return scan_objects(_fit(path, read_ids(path, -1), self.stored, nearest=True), labels, self.things)
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        return folder_depth(path, image, 0.001, (0, 65535))
+        return folder_depth(path, image, StoredDepth(0.001))
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:
         return check_intrinsics(np.loadtxt(path)[:3, :3], size, str(path))

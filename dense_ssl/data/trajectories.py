@@ -24,17 +24,17 @@ from .frame_pairs import FramePairs
 from .official import About, Frame, Official, check_split
 from .sequences import read_pose
 from .views import BadSample, Sample
+from ..files import read_lines
 from ..geometry.camera import read_intrinsics
+from ..geometry.depth import StoredDepth
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-file-1
 def read_table(path: Path, columns: int) -> np.ndarray:
-    """The lines of a text table as text, (N, columns), without comments. ValueError naming the file: missing, empty,
+    """The lines of a text table as text, (N, columns), without comments. ValueError naming the file: as `read_lines`, or
     a line of another length."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such file")
-    rows = [re.split(r"[\s,]+", t) for line in path.read_text().splitlines() if (t := line.strip()) and t[0] != "#"]
-    if not rows or (wrong := [r for r in rows if len(r) != columns]):
-        raise ValueError(f"{path}: has {'no line' if not rows else f'the line {wrong[0]}'}; needs {columns} columns")
+    rows = [re.split(r"[\s,]+", line) for line in read_lines(path, "table")]
+    if wrong := [r for r in rows if len(r) != columns]:
+        raise ValueError(f"{path}: has the line {' '.join(wrong[0])!r}; needs {columns} columns")
     return np.array(rows)
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-poses
@@ -150,7 +150,7 @@ class TUM(Posed):
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
         """Metres; 5000 are one."""
-        return folder_depth(path, image, 1 / 5000)
+        return folder_depth(path, image, StoredDepth(1 / 5000, invalid=(0,)))
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-seven-1
 def seven_sequences(root: Path, split: str) -> list[Path]:
@@ -200,7 +200,7 @@ class SevenScenes(Posed):
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
         """Metres."""
-        return folder_depth(path, image, 0.001, (0, 65535))
+        return folder_depth(path, image, StoredDepth(0.001))
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-pairs-1
 SOURCES = {"tum": TUM, "seven_scenes": SevenScenes}

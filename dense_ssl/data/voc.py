@@ -17,6 +17,7 @@ from torch import Tensor
 from .folders import read_ids
 from .official import About, Frame, Official, check_split, official_labels
 from .views import BadSample
+from ..files import read_lines
 
 # %% ../../nbs/02_data/20_voc.ipynb #voc-classes
 CLASSES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -61,7 +62,7 @@ def voc_lists(root: Path) -> dict[str, list[str]]:
 def _list(file: Path, archive: str) -> list[str]:
     if not file.is_file():
         raise ValueError(f"{file}: there is no such list; unpack {archive}")
-    return file.read_text().split()
+    return read_lines(file)
 
 # %% ../../nbs/02_data/20_voc.ipynb #voc-dataset
 class Voc(Official):
