@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.io import savemat
 from scipy.spatial.transform import Rotation
 
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-own-imports
 from ..core import find_named, write_json
 from .views import Sample
 from .worlds.borehole import BoreholeWorld
@@ -35,7 +36,7 @@ def street_frames(count: int, drive: int = 0) -> list[Sample]:
     """Consecutive frames of a drive, 96 x 192."""
     return [_street(drive, k) for k in range(count)]
 
-
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-frames-2
 @lru_cache(maxsize=64)
 def _room(room: int, views: int, camera: tuple[float, ...] | None) -> list[Sample]:
     world = RoomWorld("miniature", (room + 1) * views, (96, 128), views=views)
@@ -136,7 +137,7 @@ def _calibration(sample: Sample) -> str:
         lines += [f"S_rect_{camera}: {width:.6e} {height:.6e}", f"P_rect_{camera}: " + " ".join(f"{v:.6e}" for v in P)]
     return "\n".join(lines) + "\n"
 
-
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-kitti-2
 def _kitti(root: Path, count: int) -> None:
     for n in range(max(count, 5)):
         sample, name = _street(n, 1), f"{n:06d}_10.png"
@@ -170,7 +171,7 @@ def _viper(root: Path, count: int) -> None:
             labels[-4:] = 0
             _numbers(root / f"{split}/cls/{name}.png", labels)
 
-
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-camvid
 def _camvid(root: Path, count: int) -> None:
     ids = {"sky": 0, "building": 1, "pole": 2, "road": 3, "sidewalk": 4, "vegetation": 5, "terrain": 11, "sign": 6,
            "fence": 7, "car": 8, "person": 9}
@@ -187,7 +188,7 @@ def _rooms(count: int, first: int = 0) -> list[Sample]:
     "One view of each of so many rooms; the first two have little in sight."
     return [room_frames(2, 2 + first + k)[0] for k in range(count)]
 
-
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-ade20k
 def _ade20k(root: Path, count: int) -> None:
     ids = {"wall": 1, "floor": 4, "ceiling": 6, "bed": 8, "door": 15, "table": 16, "chair": 20, "picture": 23,
            "sofa": 24, "shelf": 25, "lamp": 37, "box": 0}
@@ -300,7 +301,7 @@ RAW = {name: 40 * k + 3 for k, name in enumerate(NYU)}  # raw numbers as the tab
 def _twice(values: np.ndarray) -> np.ndarray:
     return np.asarray(values).repeat(2, -1).repeat(2, -2)
 
-
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-scan
 def _scan(scene: Path, samples: Sequence[Sample], packed: bool) -> None:
     "The frames of one scene, of scannet_frames_25k (`packed`) or exported."
     for n, sample in enumerate(samples):
@@ -356,7 +357,7 @@ def _nyuv2(root: Path, count: int) -> None:
     savemat(root / "splits.mat", {"trainNdxs": np.arange(1, half + 1)[:, None],
                                   "testNdxs": np.arange(half + 1, len(samples) + 1)[:, None]})
 
-
+# %% ../../nbs/02_data/30_miniature.ipynb #miniature-nyuv2-raw
 def _nyuv2_raw(root: Path, count: int) -> None:
     for k, scene in enumerate(("basement_0001a", "kitchen_0029c")):
         for n, sample in enumerate(room_frames(count, 2 + k)):

@@ -117,7 +117,8 @@ def images_below(root: Path, pattern: str, about: About) -> list[str]:
         raise ValueError(f"{base}: there is no such folder; unpack {archive}")
     below = "/".join(parts[fixed:-1])
     folders = sorted(p for p in base.glob(below) if p.is_dir()) if below else [base]
-    found = [sorted(f.glob(parts[-1]), key=lambda p: natural(p.name)) for f in folders]
+    seen = [(p for p in f.glob(parts[-1]) if p.name[0] != ".") for f in folders]
+    found = [sorted(paths, key=lambda p: natural(p.name)) for paths in seen]
     if empty := [f for f, names in zip(folders, found, strict=True) if not names] or ([] if folders else [base]):
         raise ValueError(f"{empty[0]}: holds no image ({parts[-1]}); unpack {archive} again")
     return [p.relative_to(root).as_posix() for names in found for p in names]

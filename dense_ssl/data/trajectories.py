@@ -30,8 +30,8 @@ from ..geometry.depth import StoredDepth
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-file-1
 def read_table(path: Path, columns: int) -> np.ndarray:
-    """The lines of a text table as text, (N, columns), without comments. ValueError naming the file: as `read_lines`, or
-    a line of another length."""
+    """The lines of a text table as text, (N, columns), without comments. ValueError naming the file: as `read_lines`,
+    or a line of another length."""
     rows = [re.split(r"[\s,]+", line) for line in read_lines(path, "table")]
     if wrong := [r for r in rows if len(r) != columns]:
         raise ValueError(f"{path}: has the line {' '.join(wrong[0])!r}; needs {columns} columns")
@@ -178,16 +178,17 @@ class SevenScenes(Posed):
 
     def __init__(self, root: str | Path, split: str = "train", every: int = 1, **options: Any):
         check_split("seven_scenes", split, self.about.counts)
-        folders = seven_sequences(Path(root), split)
-        base, scenes, skipped = Path(root).resolve().parent, {}, []
-        for folder in folders:
-            scene = f"{folder.resolve().parent.name}/{folder.name}"
-            place, scenes[scene] = folder.resolve().relative_to(base).as_posix(), []
-            for path in sorted(folder.glob("frame-*.color.png")):
+        root = Path(root).resolve()
+        base, scenes, skipped = root.parent if (root / "TrainSplit.txt").is_file() else root, {}, []
+        for folder in seven_sequences(root, split):
+            place = folder.relative_to(base).as_posix()
+            scenes[place], files = [], sorted(folder.glob("frame-*.color.png"))
+            skipped += [] if files else [f"{folder}: has no frame-*.color.png; unpack {folder.name}.zip"]
+            for path in files:
                 stem = path.name.removesuffix("color.png")
                 try:
                     pose = read_pose(folder / f"{stem}pose.txt")
-                    scenes[scene].append((Frame(f"{place}/{path.name}", depth=f"{place}/{stem}depth.png"), pose))
+                    scenes[place].append((Frame(f"{place}/{path.name}", depth=f"{place}/{stem}depth.png"), pose))
                 except ValueError as error:
                     skipped.append(str(error))
         super().__init__(base, split, scenes, every, skipped, **options)
