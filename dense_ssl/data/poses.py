@@ -86,5 +86,5 @@ def check_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], name: str)
     fit = fitting_convention(frames)
     if (fit.poses, fit.unit) != ("camera_to_world", "m"):
         raise ValueError(f"{name}: its poses are not camera to world in metres, x right, y down, z forward: read as "
-                         f"poses {fit.poses!r} in pose_unit {fit.unit!r}, {fit.share:.0%} of the depth agrees with that "
-                         f"of the next frame, and {fit.as_it_stands:.0%} as they stand; give these two options")
+                         f"poses {fit.poses!r} in pose_unit {fit.unit!r}, {fit.share:.0%} of the depth agrees with "
+                         f"that of the next frame, and {fit.as_it_stands:.0%} as they stand; give these two options")
