@@ -125,14 +125,18 @@ def _removed(method: PixDepth, masks: list[Tensor], one: View, two: View) -> dic
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #mask-signals
 @torch.no_grad()
-def mask_signals(masks: list[Tensor], one: View, two: View) -> dict[str, float]:
-    """Shares of: positive pairs, anchors without a positive, view pairs without any, bins without valid depth."""
+def mask_signals(masks: list[Tensor], one: View, two: View, near: list[Tensor] | None = None) -> dict[str, float]:
+    """Shares of: positive pairs, anchors without a positive, view pairs without any, bins without valid depth, and,
+    with the masks without depth as `near`, of the pairs near in the image that depth takes away (`depth_removed`)."""
     mask = torch.stack(masks).float()
     anchors = torch.cat([mask.amax(-1).flatten(), mask.amax(-2).flatten()])
     signals = {"positives": mask.mean().item(), "anchors_without_positives": 1 - anchors.mean().item(),
                "pairs_without_positives": 1 - mask.amax((-1, -2)).mean().item()}
     if one.depth is not None:
         signals["depth_unknown"] = torch.cat([v.depth.flatten().isnan() for v in (one, two)]).float().mean().item()
+    if near is not None:
+        pairs = torch.stack(near).sum().item()
+        signals["depth_removed"] = 1 - mask.sum().item() / pairs if pairs else 0.0
     return signals
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #bf342f7a
