@@ -109,25 +109,19 @@ class PixDepth(Branches):
             together = same_group(*map_ids(*f.views, "regions"))
             masks = [mask & together for mask in masks]
         loss = (pair_contrast if self.transform is None else pair_consistency)(self, f, masks)
-        return loss, {**mask_signals(masks, *f.views), **_removed(self, masks, *f.views),
-                      **collapse_signals(f.maps[0])} if signals else {}
-
-# %% ../../nbs/06_methods/00_pixdepth.ipynb #removed
-@torch.no_grad()
-def _removed(method: PixDepth, masks: list[Tensor], one: View, two: View) -> dict[str, float]:
-    "The intervention: what share of the pairs that are near in the image depth or regions take away."
-    if not method.needs:
-        return {}
-    distances, _, unit = method.thresholds
-    near = torch.stack(pixdepth_masks(one, two, distances, None, unit)).sum()
-    share = 1 - torch.stack(masks).sum().item() / max(near.item(), 1)
-    return {f"{'regions' if method.same_region else 'depth'}_removed": share}
+        if not signals:
+            return loss, {}
+        near = pixdepth_masks(*f.views, self.thresholds[0], None, self.thresholds[2]) if self.needs else None
+        by = "regions" if self.same_region else "depth"
+        return loss, {**mask_signals(masks, *f.views, near, by), **collapse_signals(f.maps[0])}
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #mask-signals
 @torch.no_grad()
-def mask_signals(masks: list[Tensor], one: View, two: View, near: list[Tensor] | None = None) -> dict[str, float]:
+def mask_signals(masks: list[Tensor], one: View, two: View, near: list[Tensor] | None = None,
+                 by: str = "depth") -> dict[str, float]:
     """Shares of: positive pairs, anchors without a positive, view pairs without any, bins without valid depth, and,
-    with the masks without depth as `near`, of the pairs near in the image that depth takes away (`depth_removed`)."""
+    with the masks without depth as `near`, of the pairs near in the image that depth takes away (`depth_removed`), or
+    what else `by` names."""
     mask = torch.stack(masks).float()
     anchors = torch.cat([mask.amax(-1).flatten(), mask.amax(-2).flatten()])
     signals = {"positives": mask.mean().item(), "anchors_without_positives": 1 - anchors.mean().item(),
@@ -136,7 +130,7 @@ def mask_signals(masks: list[Tensor], one: View, two: View, near: list[Tensor] |
         signals["depth_unknown"] = torch.cat([v.depth.flatten().isnan() for v in (one, two)]).float().mean().item()
     if near is not None:
         pairs = torch.stack(near).sum().item()
-        signals["depth_removed"] = 1 - mask.sum().item() / pairs if pairs else 0.0
+        signals[f"{by}_removed"] = 1 - mask.sum().item() / pairs if pairs else 0.0
     return signals
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #bf342f7a
