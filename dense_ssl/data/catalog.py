@@ -42,6 +42,8 @@ DATASETS = {  # name: module of this room, what in it makes the dataset
     "posed_pairs": ("trajectories", "posed_pairs"),
     "boreholes": ("boreholes", "Boreholes"),
 }
+
+# %% ../../nbs/02_data/09_catalog.ipynb #worlds
 WORLDS = ("room", "street", "borehole")
 
 # %% ../../nbs/02_data/09_catalog.ipynb #data-modules

@@ -33,7 +33,7 @@ class Features(NamedTuple):
     keys: tuple[Tensor, Tensor] | None
     views: tuple[View, View]
 
-
+# %% ../../nbs/06_methods/00_pixdepth.ipynb #branches-class
 class Branches(Method):
     """Encoder and pixel projector and, with `momentum` not None, their slowly moving copy; hidden, out: widths of the
     projector.
@@ -66,7 +66,7 @@ def pair_contrast(method: Branches, f: Features, masks: list[Tensor]) -> Tensor:
     one, two = (multi_threshold_contrast(a, b, masks, method.temperature) for a, b in ((x1, k2), (k1, x2)))
     return (one + two) / 2
 
-
+# %% ../../nbs/06_methods/00_pixdepth.ipynb #pair-consistency
 def pair_consistency(method: Branches, f: Features, masks: list[Tensor]) -> Tensor:
     """PixPro's loss after propagation with the method's `transform`, the mean over the groups of channels."""
     y1, y2 = (propagate(x, method.transform(m).flatten(2).mT) for x, m in zip(f.rows, f.maps, strict=True))
