@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BadSample', 'note', 'natural', 'list_files', 'read_text', 'read_lines', 'open_picture', 'read_colours',
-           'read_numbers', 'content_key']
+           'read_numbers', 'content_key', 'digest']
 
 # %% ../nbs/00_files.ipynb #files-imports
 import hashlib
@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -222,17 +222,26 @@ def read_numbers(path: str | Path, what: str, palette: bool = False) -> tuple[np
     return values, text
 
 # %% ../nbs/00_files.ipynb #content-key
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path, times: bool) -> list[int] | None:
     try:
         facts = path.stat()
     except FileNotFoundError:
         return None
-    return [facts.st_size, facts.st_mtime_ns]
+    return [facts.st_size, facts.st_mtime_ns][:1 + times]
 
 
-def content_key(parameters: Any, *modules: str, root: str | Path = "", files: Collection[str | Path] = ()) -> str:
+def content_key(parameters: Any, *modules: str, root: str | Path = "", files: Collection[str | Path] = (),
+                times: bool = True) -> str:
     """Sixteen hexadecimal digits of `parameters` (JSON), the code of `modules` and what they import, and name, size and
-    time of change of `files`, relative to root."""
-    stamps: Mapping[str, Any] = {str(name): _stamp(Path(root, name)) for name in files}
+    time of change of `files`, relative to root. times: False leaves the times out, which a copy may change."""
+    stamps = {str(name): _stamp(Path(root, name), times) for name in files}
     text = json.dumps([parameters, code_versions(*modules), stamps], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+# %% ../nbs/00_files.ipynb #digest
+def digest(path: str | Path) -> str:
+    """Twelve hexadecimal digits of a file's bytes. Raises: `ValueError` naming a file that cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
