@@ -118,7 +118,10 @@ def folder_depth(path: Path, image: Tensor, stored: StoredDepth = AS_IT_IS,
 # %% ../../nbs/02_data/01_folders.ipynb #kind
 def _kind(tree: Path | None, kind: str | None) -> str:
     "The kind of a depth tree, from the argument or from its tree.json."
-    told = read_json(tree / "tree.json").get("kind") if tree and (tree / "tree.json").is_file() else None
+    facts = read_json(tree / "tree.json") if tree and (tree / "tree.json").is_file() else {}
+    if not isinstance(facts, dict):
+        raise ValueError(f"{tree / 'tree.json'} holds {facts!r:.60}; needs an object with the maps' kind")
+    told = facts.get("kind")
     found = kind or told or "depth"
     if found not in DEPTH_KINDS:
         raise ValueError(f"depth_kind is {found!r}; needs one of {', '.join(DEPTH_KINDS)}")

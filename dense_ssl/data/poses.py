@@ -62,7 +62,7 @@ def fitting_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], pairs: i
     """The convention in which the depth of neighbouring frames agrees best. frames: (depth (H, W) metres, K, pose) in
     order, at least two; pairs: how many neighbours are compared.
 
-    Another one than the frames' own is named only where it is clearly better: by a third and 8 % of the points on
+    Another one than the frames' own is named only where it is clearly better: by a third and 10 % of the points on
     average, and in three of four pairs.
     """
     first = sorted({int(i) for i in np.linspace(0, len(frames) - 2, min(pairs, len(frames) - 1))})
@@ -74,7 +74,7 @@ def fitting_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], pairs: i
     own = shares["camera_to_world", "m"]
     best = max(shares, key=lambda key: shares[key].mean())
     share, stands = shares[best].mean(), own.mean()
-    if share < max(stands * 4 / 3, stands + 0.08) or (shares[best] > own).mean() < 0.75:
+    if share < max(stands * 4 / 3, stands + 0.1) or (shares[best] > own).mean() < 0.75:
         best, share = ("camera_to_world", "m"), stands
     return Fit(*best, float(share), float(stands))
 
@@ -86,7 +86,5 @@ def check_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], name: str)
     fit = fitting_convention(frames)
     if (fit.poses, fit.unit) != ("camera_to_world", "m"):
         raise ValueError(f"{name}: its poses are not camera to world in metres, x right, y down, z forward: read as "
-                         "poses "
-                         f"{fit.poses!r} in pose_unit {fit.unit!r}, {fit.share:.0%} of the depth agrees with that of "
-                         "the "
-                         f"next frame, and {fit.as_it_stands:.0%} as they stand; give these two options")
+                         f"poses {fit.poses!r} in pose_unit {fit.unit!r}, {fit.share:.0%} of the depth agrees with "
+                         f"that of the next frame, and {fit.as_it_stands:.0%} as they stand; give these two options")

@@ -24,10 +24,10 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..core import atomic_path, read_json, write_json
+from ..core import atomic_path, read_json, run_lock, write_json
 from ..files import digest
 from ..geometry.depth import write_depth_png
-from ..processes import run_processes
+from ..processes import leave, run_processes
 from .folders import ImageFolder
 from .map_names import find_map
 from .views import BadSample, Sample
@@ -244,8 +244,8 @@ def prepare_tree(
 ) -> dict[str, Any]:
     """Write job's tree with that many processes on this machine; returns the content of out/done.json.
 
-    log_dir gets job.json and one log per process; show gets the newest progress line. RuntimeError with the end of
-    the log of the first process that failed.
+    log_dir gets job.json and one log per process; show gets the newest progress line. RuntimeError when
+    another command works with this log_dir, or when a process fails: with its sentence, or the end of its log.
     """
     if processes < 1:
         raise ValueError(f"processes is {processes}; needs at least 1")
@@ -254,7 +254,8 @@ def prepare_tree(
     command = [sys.executable, "-m", "dense_ssl.data.prepare", f"--job={file}", f"--shards={processes}", "--shard"]
     # who shares the machine says so
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
+    with run_lock(log_dir):
+        run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
     return read_json(Path(job.out) / "done.json")
 
 # %% ../../nbs/02_data/06_prepare.ipynb #main
@@ -267,8 +268,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         print(json.dumps(run_job(read_job(args.job), args.shard, args.shards)))
-    except (ValueError, OSError) as error:  # bad input, a full disk: one sentence
-        raise SystemExit(f"error: {error}") from error
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error, Path(args.job).parent)
 
 # %% ../../nbs/02_data/06_prepare.ipynb #53b2b941
 if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook

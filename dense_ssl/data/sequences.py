@@ -186,8 +186,7 @@ def _read_frame(folder: Path, colour: str, depth: str, name: str, pose: Tensor, 
     (h, w), (H, W) = size, there = tuple(metres.shape), tuple(image.shape[-2:])
     if abs(w * H / (h * W) - 1) > 0.02:
         raise BadSample(f"{folder / colour}: is {W} x {H} pixels and its depth map {w} x {h}, another shape, so that "
-                        "the "
-                        "two see different parts of the scene; needs images of the depth's field of view")
+                        f"the two see different parts of the scene; needs images of the depth's field of view")
     try:
         K = _scan_intrinsics(camera, size, there) if isinstance(camera, Path) else read_intrinsics(camera, size)
     except ValueError as error:
