@@ -124,7 +124,8 @@ def test_it_opens(name, trees):
 
 @pytest.mark.parametrize("name", [n for n in LAYOUTS if n not in ("scannet_frames_25k", "nyuv2")])
 def test_options_that_cannot_be_meant(name, trees):
-    for options, words in (({"size": "small"}, ["size", "'small'"]), ({"size": 0}, ["size"]), ({"colours": 3}, ["colours"])):
+    cases = (({"size": "small"}, ["size", "'small'"]), ({"size": 0}, ["size"]), ({"colours": 3}, ["colours"]))
+    for options, words in cases:
         with pytest.raises(ValueError) as error:
             open_data(name, "train", trees(name), **options)
         sentence(error.value, name, *words)
