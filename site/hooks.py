@@ -75,7 +75,7 @@ class Links:
                 return match[1].lstrip("!").strip("[](").removesuffix("]") if match[1][0] != "!" else ""
             return f"{match[1]}{relative(to, page)}{match[3]}"
 
-        fenced = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
+        fenced = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
         return "".join(part if k % 2 else LINK.sub(lead, part) for k, part in enumerate(fenced))
 
 
