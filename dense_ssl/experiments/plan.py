@@ -158,10 +158,12 @@ def _regions(data: dict[str, Any], kind: str, at: Setting) -> tuple[dict[str, An
         depth = {"depth": str(folder / "disparity"), "depth_kind": "disparity"}
     values = {"root": str(folder), "key": data["key"], "depth_kind": "", **depth}
     made = [what for what in ("disparity", tree.name) if what in read_yaml("prepare.yaml")]
-    return {**({"proposals": kind} if kind == "truth" else {"regions": str(tree)}), **depth}, tuple(s for what in made for s in _prepared(what, values, at))
+    found = {"proposals": kind} if kind == "truth" else {"regions": str(tree)}
+    return found | depth, tuple(s for what in made for s in _prepared(what, values, at))
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #of-data
-OF_DATA = ("proposals", "pieces", "sets", "shuffled")  # keys of a row's pretrain that are options of its data
+# keys of a row's pretrain that are options of its data
+OF_DATA = ("proposals", "pieces", "sets", "shuffled", "true_labels")
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #pretrain-parameters
 def _pretrain_parameters(row: Row, data: dict[str, Any], at: Setting) -> dict[str, Any]:
@@ -308,7 +310,7 @@ def _stages(row: Row, at: Setting) -> Iterator[tuple[str, Stage]]:
     data = merge(data, {"options": {k: given[k] for k in OF_DATA[1:] if k in given}})
     if what := data.get("prepare"):
         needs += _prepared(what, data, at)
-    if "labels" in given:
+    if given.get("labels"):
         data, labels = _labels(row, data, target, at)
         needs += (labels,)
         yield "labels", labels

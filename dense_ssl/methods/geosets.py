@@ -301,10 +301,6 @@ class Stages(Method):
         """1 or 2."""
         return 1 if self.done.value / self.steps.value < self.stage_one else 2
 
-    @property
-    def dense(self) -> nn.Module:
-        return self.network.dense
-
     def after_step(self, step: int, steps: int) -> None:
         self.done.value, self.steps.value = step + 1, steps
 
