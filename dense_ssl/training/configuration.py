@@ -94,7 +94,8 @@ class Pretrain(_Network):
     @classmethod
     def _resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values, dict) and isinstance(values.get("method"), str):
-            values = {**values, "method_options": method_options(values["method"], values.get("method_options") or {})}
+            given = values.get("method_options")
+            values = {**values, "method_options": method_options(values["method"], {} if given is None else given)}
         return values
 
     @model_validator(mode="after")
