@@ -203,5 +203,7 @@ class NYUv2:
         image, depth, labels = self.source.read(index, notes)
         name = f"{self.split}/{self.source.ids[index]}"
         instances = self.source.instances(index)
+        if instances is not None:
+            instances = torch.where(torch.isin(labels, torch.tensor(self.things)), instances, -1)
         return Sample(image=image, name=name, depth=depth, labels=labels, instances=instances,
                       K=intrinsics(*image.shape[-2:]), notes=tuple(notes))
