@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SAID', 'PACKAGE', 'FRAME', 'FAULT', 'die_with_parent', 'sentence', 'leave', 'one_sentence', 'run_processes',
-           'kill_group', 'place']
+           'kill_group', 'place', 'check_device']
 
 # %% ../nbs/00_processes.ipynb #5d76edfd
 import ctypes
@@ -192,3 +192,14 @@ def place() -> tuple[int, int]:
 
     joined = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+
+# %% ../nbs/00_processes.ipynb #check-device
+def check_device(device: str) -> None:
+    """Raises: `ValueError` for a device that torch does not know or that this machine has not."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(f"device is {device!r}, which cannot be had here ({reason}); cpu always can") from None

@@ -24,7 +24,7 @@ from .poses import POSE_UNITS, POSES, camera_to_world
 from .surfaces import scan_labels, scan_surface
 from .views import BadSample, Sample
 from ..core import find_named
-from ..files import content_key, natural, note, read_lines, read_text
+from ..files import content_key, digest, natural, note, read_lines, read_text
 from ..geometry.camera import check_intrinsics, read_intrinsics, resize_intrinsics
 from ..geometry.depth import StoredDepth, read_stored
 from ..geometry.reprojection import check_pose
@@ -278,7 +278,8 @@ class RGBDSequences(_Scenes):
         self._places, self.notes = _find_scenes(Path(root), layout, scenes), Counter()
         self.scenes, self._files, self._poses, self._cameras, self.skipped = _read_scenes(
             Path(root), self._places, every, (poses, pose_unit), intrinsics, self.notes)
-        self.version = hashlib.sha256(self._poses.numpy().tobytes() + repr(self._files).encode()).hexdigest()[:8]
+        cameras = [digest(c) if isinstance(c, Path) else c for c in self._cameras.values()]
+        self.version = content_key([self._poses.tolist(), self._files, cameras, self.stored])[:8]
 
     def __len__(self) -> int:
         return len(self._files)

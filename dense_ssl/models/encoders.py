@@ -229,7 +229,8 @@ def load_weights(module: nn.Module, path: str | Path, branch: str | None = None,
     The network is found by its entries: wrappers ("state_dict", "model", "teacher") and prefixes ("module.",
     "_orig_mod.", "encoder_q.") need not be known. branch: a word of the prefix ("encoder_q", "teacher"), needed where
     the file holds several. published: names that could have been meant instead of a file.
-    Raises: `ValueError` that names the file: absent, damaged, of another architecture, or which branches there are.
+    Raises: `ValueError` that names the file: absent, damaged, not finite, of another architecture, or which branches
+    there are.
     """
     check_file(path, published)
     own, found = module.state_dict(), flat_tensors(read_weights(path, foreign=True))
@@ -240,7 +241,10 @@ def load_weights(module: nn.Module, path: str | Path, branch: str | None = None,
     if len(chosen) != 1:
         raise ValueError(f"{path} holds {len(prefixes)} networks, under {', '.join(map(repr, prefixes))}; branch "
                          f"{'is ' + repr(branch) + ' and ' if branch else ''}must be a word of one of them")
-    module.load_state_dict({k: found[chosen[0] + k] for k in own if chosen[0] + k in found}, strict=False)
+    state = {k: found[chosen[0] + k] for k in own if chosen[0] + k in found}
+    if wrong := [k for k, v in state.items() if not v.isfinite().all()]:
+        raise ValueError(f"{path} holds nan or infinity, such as in {wrong[0]!r}")
+    module.load_state_dict(state, strict=False)
 
 # %% ../../nbs/05_models/00_encoders.ipynb #nearest
 def _nearest(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str:

@@ -26,7 +26,7 @@ from torch.optim import SGD, AdamW, Optimizer
 from tqdm import tqdm
 
 from ..core import atomic_path, environment, write_json
-from ..data.catalog import open_data
+from ..data.catalog import data_notes, open_data
 from ..data.device_views import on_device
 from ..data.loading import Batch, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
@@ -270,7 +270,7 @@ class Told:
     nothing, lines = 1e-3, 10
 
     def __init__(self, folder: Path, dataset: Any, effects: Mapping[str, str]):
-        self.notes, self.read, self.skipped = Counter(_notes_of(dataset)), Counter(), []
+        self.notes, self.read, self.skipped = Counter(data_notes(dataset)), Counter(), []
         self.effects, self.most, self.seen = effects, {}, 0
         for line in Log.read(folder / "metrics.jsonl"):
             self.see(line)
@@ -310,13 +310,6 @@ def _all(fabric: Fabric, value: Any) -> list[Any]:
     if fabric.world_size > 1:
         dist.all_gather_object(values, value)
     return values
-
-
-def _notes_of(dataset: Any) -> dict[str, int]:
-    "The notes of a data set, or of the one inside it."
-    while not hasattr(dataset, "notes") and hasattr(dataset, "dataset"):
-        dataset = dataset.dataset
-    return getattr(dataset, "notes", {})
 
 # %% ../../nbs/07_training/01_loop.ipynb #clock
 class _Clock:

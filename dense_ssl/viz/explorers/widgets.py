@@ -272,7 +272,7 @@ class ClickImage:
         self.size, self.point = (1, 1), (0, 0)
         self.sliders = Sliders(self.status, self.choose, max(width, 240)) if sliders else None
         self.view = Picture()
-        listen(self.status, self.view, self._sent, "sent")
+        listen(self.status, self.view, lambda: self.choose(*_sent(self)), "sent")
         self.widget = widgets.VBox([self.view, *(self.sliders.both if sliders else ())])
         put_image(self, np.full((24, 48), 200, np.uint8) if image is None else image, label, step)
         self.choose(self.size[0] // 2, self.size[1] // 2, tell=False)
@@ -287,10 +287,6 @@ class ClickImage:
         self.layer = {"uri": uri, "strength": strength, **layer}
         self.view.over = _layer(self, **self.layer)
 
-    def _sent(self) -> None:
-        x, y = (float(word) for word in self.view.sent.split()[:2])
-        self.choose(int(y * self.size[0]), int(x * self.size[1]))
-
     def choose(self, row: int, col: int, tell: bool = True) -> None:
         """Choose a pixel, moved into the image; `tell` whoever wants to know."""
         self.point = tuple(min(max(int(p), 0), side - 1) for p, side in zip((row, col), self.size, strict=True))
@@ -300,6 +296,12 @@ class ClickImage:
             self.on_pick()
         else:
             self.show(**self.layer)
+
+# %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #sent
+def _sent(click: ClickImage) -> tuple[int, int]:
+    "The pixel that the page says was clicked."
+    x, y = (float(word) for word in click.view.sent.split()[:2])
+    return int(y * click.size[0]), int(x * click.size[1])
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #stack
 def put_image(click: ClickImage, image: Tensor | np.ndarray, label: str, step: tuple[int, int] | None = None) -> None:
