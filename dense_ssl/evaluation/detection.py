@@ -160,9 +160,10 @@ class CocoAP:
         if sizes[0] != sizes[1]:
             raise ValueError(f"masks found are {sizes[0]}, the truth's {sizes[1]}; needed: one size")
         self.images.append({"id": len(self.images) + 1, "height": sizes[1][0], "width": sizes[1][1]})
-        for entry, pixels in zip(self._entries(truth), truth["masks"].sum((1, 2)).tolist(), strict=True):
-            self.truth.append(entry | {"id": len(self.truth) + 1, "area": pixels,
-                                       "iscrowd": int(pixels < self.smallest)})
+        pixels = truth["masks"].sum((1, 2))
+        ignored = truth.get("crowd", torch.zeros_like(pixels)) | (pixels < self.smallest)
+        for entry, area, crowd in zip(self._entries(truth), pixels.tolist(), ignored.tolist(), strict=True):
+            self.truth.append(entry | {"id": len(self.truth) + 1, "area": area, "iscrowd": int(crowd)})
         self.found += [e | {"score": s} for e, s in zip(self._entries(found), found["scores"].tolist(), strict=True)]
 
     def compute(self) -> dict[str, dict]:
@@ -240,6 +241,12 @@ def _instances(sample: Sample) -> Tensor:
         raise ValueError(f"{sample.name} has no instances; detection needs an int (H, W) map, negative where there is "
                          "no object")
     return sample.instances
+
+
+def _truth(sample: Sample, classes: int, ignore_index: int) -> dict[str, Tensor]:
+    "The objects of a sample: its own, which may overlap and be crowds (`data.coco`), else those of its maps."
+    return getattr(sample, "objects", None) or find_objects(check_labels(sample, classes, ignore_index),
+                                                            _instances(sample))
 
 # %% ../../nbs/08_evaluation/05_detection.ipynb #detection-rate
 def detection_rate(step: int, protocol: DetectionProtocol, peak: float) -> float:
@@ -333,7 +340,7 @@ def _test(run: _Run, test: Sequence, classes: list[str], folder: Path, pictures:
     "What was found on the test split, and messages of images skipped. Writes the pictures."
     p, skipped, ap, drawn = run.protocol, [], CocoAP(classes, run.protocol.smallest), evenly(len(test), pictures)
     for (sample,) in sample_batches(test, 1, skipped, f"test {test.name}", run.progress):
-        truth = find_objects(check_labels(sample, len(classes), p.ignore_index), _instances(sample))
+        truth = _truth(sample, len(classes), p.ignore_index)
         (found,) = detect(run.model, [resize_image(sample.image, p.size)], [tuple(sample.image.shape[-2:])], run.device)
         if len(ap.images) in drawn:
             panels = [draw_objects(sample.image, objects, classes) for objects in (truth, found)]
