@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: reproduce plan tables test arithmetic lab install readme notebooks clean
+.PHONY: reproduce plan tables test arithmetic lab install readme site notebooks clean
 
 # make reproduce PROFILE=small TABLES="pixdepth.N1 geosets.W1.ours" DATA="nyuv2=/data/nyuv2" CORES=8 OPTIONS="..." (of Snakemake)
 PROFILE ?= quick
@@ -28,6 +28,10 @@ arithmetic: .venv/installed
 
 lab: .venv/installed
 	$(BIN)/jupyter lab --notebook-dir=nbs
+
+# The book, from stored outputs and finished figures, without a network: open _site/index.html.
+site: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f site/mkdocs.yml
 
 install: .venv/installed
 

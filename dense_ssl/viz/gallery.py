@@ -163,7 +163,8 @@ Source = nn.Module | str | Path
 def moments(encoder: Source | Sequence[Source] | Mapping[int, Source]) -> dict[int, Source]:
     """An encoder at several moments of its training: {step: module or folder}, the last one last.
 
-    encoder: one, a list, {step: encoder}, or the folder of a run that kept `snapshots/STEP`. Raises: `ValueError` for
+    encoder: one, a list, {step: encoder}, or the folder of a run that kept `snapshots/STEP` (the last of them is the
+    end). Raises: `ValueError` for
     an empty list.
     """
     if isinstance(encoder, Mapping):
@@ -172,11 +173,10 @@ def moments(encoder: Source | Sequence[Source] | Mapping[int, Source]) -> dict[i
         if not encoder:
             raise ValueError("an encoder is an empty list; needed: at least one moment of its training")
         return dict(enumerate(encoder))
-    kept = [p for p in Path(encoder).glob("snapshots/*") if (p / "encoder.json").is_file()] if isinstance(
-        encoder, str | Path) else []
-    earlier = {int(p.name.rpartition("-")[2]): p for p in kept}
-    last = max(earlier, default=0)
-    return {**dict(sorted(earlier.items())), last + (last in earlier): encoder} if earlier else {0: encoder}
+    if isinstance(encoder, nn.Module):
+        return {0: encoder}
+    kept = {int(p.name): p for p in Path(encoder).glob("snapshots/*") if (p / "encoder.json").is_file()}
+    return dict(sorted(kept.items())) or {0: encoder}
 
 # %% ../../nbs/09_viz/10_gallery.ipynb #gallery
 class Gallery:
