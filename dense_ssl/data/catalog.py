@@ -76,14 +76,14 @@ def check_data(name: str, root: str | Path | None = None, proposals: str | dict[
         options = {**options, "count": own["first"]}
     return check_options(make, options, what, "root", "split")
 
+# %% ../../nbs/02_data/09_catalog.ipynb #import-name
+def _import(module: str, name: str) -> Any:
+    return getattr(import_module(f"dense_ssl.data.{module}"), name)
+
 # %% ../../nbs/02_data/09_catalog.ipynb #find-maker
 def find_maker(name: str) -> Any:
     """The class or function that makes the dataset `name`. Raises: `ValueError` for an unknown name."""
     return _import(*find_named("dataset", name, DATASETS))
-
-
-def _import(module: str, name: str) -> Any:
-    return getattr(import_module(f"dense_ssl.data.{module}"), name)
 
 # %% ../../nbs/02_data/09_catalog.ipynb #open-data
 def open_data(name: str, split: str = "train", root: str | Path | None = None,
