@@ -163,7 +163,7 @@ def options_of(make: Callable, *without: str) -> type[Options]:
     if inspect.isclass(make) and issubclass(make, BaseModel):
         return make
     fields, extra = {}, {}
-    for p in inspect.signature(make).parameters.values():
+    for p in inspect.signature(make, eval_str=True).parameters.values():
         if p.kind is p.VAR_KEYWORD:
             extra = {"extra": "allow"}
         elif p.kind is not p.VAR_POSITIONAL and p.name not in without:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from skimage.color import rgb2lab
 from skimage.filters import gaussian, sobel
 from skimage.graph import merge_hierarchical, rag_boundary
@@ -26,6 +25,7 @@ from ..geometry.camera import read_intrinsics
 from ..geometry.regions import RegionConfig, coherent_regions, metric_depth
 from ..geometry.segments import segment_depth
 from ..geometry.superpixels import superpixels
+from ..options import parse
 
 # %% ../../nbs/02_data/07_proposals.ipynb #truth-regions
 def truth_regions(labels: Tensor, instances: Tensor | None = None) -> Tensor:
@@ -77,12 +77,7 @@ def _border(graph, source: int, target: int, neighbour: int) -> dict[str, float]
 # %% ../../nbs/02_data/07_proposals.ipynb #config
 def _config(options: dict[str, Any]) -> RegionConfig:
     "A RegionConfig; ValueError in one sentence."
-    try:
-        return RegionConfig(**options)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, found {e['input']!r}"
-                          for e in error.errors())
-        raise ValueError(f"options of coherent regions: {found}") from None
+    return parse(RegionConfig, options, "coherent regions")
 
 # %% ../../nbs/02_data/07_proposals.ipynb #camera
 def _camera(sample: Sample, need: str, intrinsics: Any) -> Tensor:

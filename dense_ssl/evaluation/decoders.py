@@ -11,16 +11,17 @@ from typing import Literal
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #own-imports
+from ..options import Options
 from .coherence import data_name
 from .finetuning import load_strictly, resnet_name
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #protocol
-class Protocol(BaseModel, extra="forbid", frozen=True):
+class Protocol(Options):
     """How a segmentation number is made. An unknown key or an impossible value is refused."""
 
     decoder: Literal["deeplabv3", "deeplabv3plus", "pspnet", "fpn", "unet"] = "deeplabv3"  # paper

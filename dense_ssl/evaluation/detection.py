@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from torch import Generator, Tensor, nn
 from torch.utils.data import Subset
 from torchvision.models.detection import MaskRCNN
@@ -35,9 +35,10 @@ from .labels import (check_labels, class_names, colour_map, evenly, label_subset
                                          save_panels)
 from .metrics import hardware
 from ..models.checkpoint import Checkpoint
+from ..options import Options
 
 # %% ../../nbs/08_evaluation/05_detection.ipynb #detectionprotocol
-class DetectionProtocol(BaseModel, extra="forbid", frozen=True):
+class DetectionProtocol(Options):
     """How a detection number is made. An unknown key or an impossible value is refused."""
 
     # the encoder's BatchNorm: pre-trained statistics, or each batch's own
