@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/02_data/16_official.ipynb #official-own-imports
-from .folders import (NONE, folder_depth, read_ids, read_image, read_labels, same_size,
+from .folders import (NONE, _kind, folder_depth, read_ids, read_image, read_labels, same_size,
                                     shorter_side)
-from .map_names import find_map
+from .map_names import SAME, find_map
 from .views import BadSample, Sample
 from ..files import natural
 from ..options import Count
@@ -161,14 +161,15 @@ class Official:
 
     def __init__(self, root: str | Path, split: str, frames: Sequence[Frame], **options: Any):
         self.root, self.split, chosen = Path(root), split, Reading(**options)
-        self.size, self.trees = chosen.size, _trees(chosen)
+        self.size, self.trees, self.notes = chosen.size, _trees(chosen), Counter()
+        self.namings = dict.fromkeys(self.trees, SAME)
         if not chosen.labels:
             frames, self.classes = [replace(f, labels=None, instances=None) for f in frames], None
         self.frames = complete(self.root, frames, self.about, ["labels"] if chosen.labels else [])
         self.names, self.name = [f.image for f in self.frames], type(self).__name__.lower()
         self.version = hashlib.sha256("\n".join(map(str, self.frames)).encode()).hexdigest()[:8]
         if "depth" in self.trees:
-            self.depth_kind = _tree_kind(self.trees["depth"], chosen.depth_kind)
+            self.depth_kind = _kind(self.trees["depth"], chosen.depth_kind)
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -193,13 +194,6 @@ def _trees(chosen: Reading) -> dict[str, Path]:
         if not tree.is_dir():
             raise ValueError(f"{name}: {tree} is no folder")
     return trees
-
-
-def _tree_kind(tree: Path, kind: str | None) -> str:
-    "The kind of a given tree of depth, as `ImageFolder` finds it."
-    from dense_ssl.data import folders
-
-    return folders._kind(tree, kind)
 
 # %% ../../nbs/02_data/16_official.ipynb #official-read
 def _read(data: Official, frame: Frame) -> Sample:
