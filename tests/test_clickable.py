@@ -8,13 +8,16 @@ import base64
 import contextlib
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
-from lab import FLAGS, chromium, missing
+from lab import FLAGS, ROOT, chromium, missing
+from PIL import Image
 
 from dense_ssl.evaluation.coherence import RawColours
 from dense_ssl.geometry.depth import normalize_depth
@@ -243,6 +246,26 @@ def test_narrow(made, shots):
         assert all(b["height"] >= 30 for b in (e.bounding_box() for e in page.get_by_role("button").all()))
         page.screenshot(path=shots / "page-narrow.png", full_page=True)
         chrome.close()
+
+
+@needs_browser
+def test_own(tmp_path):
+    "A folder of one's own photographs and a checkpoint of elsewhere become a page by one command, and it answers."
+    (tmp_path / "photos").mkdir()
+    for k in range(3):
+        picture = np.random.default_rng(k).integers(0, 255, (6, 8, 3), dtype=np.uint8)
+        Image.fromarray(picture).resize((512, 384), Image.Resampling.BICUBIC).save(tmp_path / "photos" / f"{k}.jpg")
+    torch.save(build_encoder("resnet18", 16).body.state_dict(), tmp_path / "mine.pth")
+    values = {"images": [str(tmp_path / "photos")], "encoders": {"mine": f"resnet18={tmp_path / 'mine.pth'}"}}
+    command = [sys.executable, "-m", "papermill", "nbs/10_experiments/14_explore.ipynb", str(tmp_path / "out.ipynb"),
+               "--no-progress-bar", "-p", "out", str(tmp_path / "explorer.html"), "-p", "output_stride", "16",
+               "-p", "size", "256", "-y", json.dumps(values)]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with opened(tmp_path / "explorer.html") as page:
+        before = painted(page, 0)
+        row, col = click(page, 0, 60, 80)
+        assert (painted(page, 0) != before).any() and page.locator(".dense-face").count() == 2
+        assert "cosine" in page.locator("figcaption").nth(1).inner_text() and page.locator(".dense-truth").count() == 0
 
 
 def test_accounted(made):

@@ -164,8 +164,7 @@ def moments(encoder: Source | Sequence[Source] | Mapping[int, Source]) -> dict[i
     """An encoder at several moments of its training: {step: module or folder}, the last one last.
 
     encoder: one, a list, {step: encoder}, or the folder of a run that kept `snapshots/STEP` (the last of them is the
-    end). Raises: `ValueError` for
-    an empty list.
+    end). Raises: `ValueError` for an empty list.
     """
     if isinstance(encoder, Mapping):
         return dict(sorted(encoder.items()))
