@@ -17,10 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import write_json
-from ..data.views import normalize_image, sample_generator
+from ..data.views import augment_colour, normalize_image, sample_generator
 from .coherence import progress_bar, resize_image, sample_batches
 from .decoders import Protocol, Segmenter, build_segmentation, protocol_name
-from .finetuning import (deterministic, fingerprint, finish, finished, parameter_groups, run_state,
+from .finetuning import (JITTER, deterministic, fingerprint, finish, finished, parameter_groups,
+                                             run_state,
                                              seeded, update)
 from .labels import (Split, class_names, evenly, label_subset, load_split, picture_path,
                                          save_picture)
@@ -30,15 +31,31 @@ from ..models.checkpoint import Checkpoint
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #augment
 def _augment(images: Tensor, labels: Tensor, protocol: Protocol, key: tuple[int, int],
              indices: list[int]) -> tuple[Tensor, Tensor]:
-    "Random mirroring and crop of every image, a function of (seed, epoch) = key and of the image's index."
-    height, width = protocol.crop or images.shape[-2:]
-    out = []
+    "Random mirroring, scale, crop and colour of every image, a function of (seed, epoch) = key and of its index."
+    crop, out = protocol.crop or tuple(images.shape[-2:]), []
     for image, label, index in zip(images, labels, indices, strict=True):
-        flip, top, left = torch.rand(3, generator=sample_generator(*key, index)).tolist()
+        generator = sample_generator(*key, index)
+        flip, top, left = torch.rand(3, generator=generator).tolist()
+        factor = torch.empty(()).uniform_(*protocol.scale, generator=generator).item() if protocol.scale else 1.0
+        # what the crop of the scaled image shows of this one
+        height, width = (min(have, max(1, round(want / factor))) for have, want in zip(label.shape, crop, strict=True))
         y, x = int(top * (image.shape[-2] - height + 1)), int(left * (image.shape[-1] - width + 1))
         pair = image[:, y : y + height, x : x + width], label[y : y + height, x : x + width]
-        out.append([t.flip(-1) if protocol.flip and flip < 0.5 else t for t in pair])
+        image, label = (t.flip(-1) if protocol.flip and flip < 0.5 else t for t in pair)
+        if protocol.scale:
+            image, label = _filled(image, label, factor, crop)
+        out.append((augment_colour(image, JITTER, generator) if protocol.colour else image, label))
     return torch.stack([o[0] for o in out]), torch.stack([o[1] for o in out])
+
+# %% ../../nbs/08_evaluation/02_segmentation.ipynb #filled
+def _filled(image: Tensor, label: Tensor, factor: float, crop: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    "Both at `factor` times their size, and below and right of them the mean colour and void, up to the crop."
+    size = [min(most, max(1, round(side * factor))) for side, most in zip(label.shape, crop, strict=True)]
+    whole = torch.tensor([124, 116, 104], dtype=torch.uint8)[:, None, None].repeat(1, *crop)
+    whole[:, : size[0], : size[1]] = resize_image(image, size)
+    ids = torch.full(crop, 255, dtype=label.dtype)
+    ids[: size[0], : size[1]] = F.interpolate(label[None, None], size, mode="nearest-exact")[0, 0]
+    return whole, ids
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #chunks
 def _chunks(indices: Tensor, size: int) -> list[list[int]]:
@@ -86,8 +103,8 @@ def _labelled(train: Sequence, p: Protocol, progress: bool | None, folder: Path)
         split = Split(split.images[kept], split.labels[kept], [split.names[i] for i in kept], split.skipped)
         write_json(folder / "train_images.json", split.names)
     order = torch.randperm(len(split.names), generator=sample_generator(0))
-    held, rest = order.split([k := max(1, round(len(order) * p.holdout)), len(order) - k])
-    if len(rest) < 2 or any((split.labels[part] == 255).all() for part in (held, rest)):
+    held, rest = order.split([k := max(1, round(len(order) * p.holdout)) if p.holdout else 0, len(order) - k])
+    if len(rest) < 2 or any((split.labels[part] == 255).all() for part in (held, rest) if len(part)):
         raise ValueError(f"{train.name} has {len(order)} usable images, {len(held)} of them held out for early "
                          "stopping; needed: at least 2 others, and labelled pixels in both parts")
     return split, rest.sort().values, held.sort().values
@@ -115,7 +132,7 @@ def _autocast(run: _Run) -> torch.autocast:
 def _fill_cache(run: _Run, cache_gb: float) -> None:
     "Keep the frozen encoder's last map of every image of the split, (N, h, w, C), where that is possible and fits."
     p = run.protocol
-    if not p.frozen or p.flip or p.crop or p.decoder not in ("deeplabv3", "pspnet"):
+    if not p.frozen or p.flip or p.crop or p.colour or p.decoder not in ("deeplabv3", "pspnet"):
         return
     parts = []
     for chunk in progress_bar(run.progress, run.split.images.split(p.batch_size), desc="features"):
@@ -130,17 +147,25 @@ def _fill_cache(run: _Run, cache_gb: float) -> None:
 def _batch(run: _Run, indices: list[int], train: bool) -> tuple[Tensor, Tensor]:
     "Logits (B, K, h, w) and labels (B, H, W) of images of the split; augmented when `train`."
     p, (images, labels) = run.protocol, (run.split.images[indices], run.split.labels[indices])
-    if train and (p.flip or p.crop):
+    if train and (p.flip or p.crop or p.colour):
         images, labels = _augment(images, labels, p, (run.seed, run.epoch), indices)
     if p.loss_stride > 1:
         size = [max(1, v // p.loss_stride) for v in labels.shape[-2:]]
         labels = F.interpolate(labels[:, None], size, mode="nearest-exact")[:, 0]
+    labels = labels.to(run.device)
     with _autocast(run):
         if run.cache is not None:
-            logits = run.model.decode([run.cache[indices].to(run.device).permute(0, 3, 1, 2)])
-        else:
-            logits = run.model(normalize_image(images.to(run.device)))
-    return logits, labels.to(run.device)
+            return run.model.decode([run.cache[indices].to(run.device).permute(0, 3, 1, 2)]), labels
+        features = run.model.features(normalize_image(images.to(run.device)))
+        logits = run.model.decode(features)
+        return (logits, run.model.model.auxiliary(features[-2]), labels) if train and p.auxiliary else (logits, labels)
+
+# %% ../../nbs/08_evaluation/02_segmentation.ipynb #loss
+def _loss(run: _Run, indices: list[int]) -> Tensor:
+    "Cross-entropy of the logits, and of a second head's where the protocol has one."
+    logits, *second, labels = _batch(run, indices, train=True)
+    loss = segmentation_loss(logits, labels)
+    return loss + run.protocol.auxiliary * segmentation_loss(second[0], labels) if second else loss
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #train-epoch
 def _train_epoch(run: _Run) -> float:
@@ -148,23 +173,27 @@ def _train_epoch(run: _Run) -> float:
     p, total = run.protocol, 0.0
     order = run.train[torch.randperm(len(run.train), generator=sample_generator(run.seed, run.epoch))]
     chunks = _chunks(order, p.batch_size)
+    first, steps = run.epoch * len(chunks), p.iterations or p.epochs * len(chunks)
+    chunks = chunks[: steps - first]
     run.model.train()
     with seeded(run.device, run.seed, run.epoch, 1):
         for step, indices in enumerate(chunks):
-            done = (run.epoch * len(chunks) + step) / (p.epochs * len(chunks))
+            done = (first + step) / steps
             share = (1 - done) ** 0.9 if p.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * done))
             for group in run.optimizer.param_groups:
                 group["lr"] = p.final_learning_rate + (group["peak"] - p.final_learning_rate) * share
             names = ", ".join(run.split.names[i] for i in indices[:4])
             where = (f"epoch {run.epoch + 1}, step {step + 1} (images {names}, ...); lower the learning rate, or check "
                      "the encoder's weights")
-            total += update(run.optimizer, segmentation_loss(*_batch(run, indices, train=True)), where)
+            total += update(run.optimizer, _loss(run, indices), where)
     return total / len(chunks)
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #holdout-miou
 @torch.no_grad()
 def _holdout_miou(run: _Run) -> float:
-    "mIoU of the held-out images, at the size of the training labels."
+    "mIoU of the held-out images, at the size of the training labels; nan without any."
+    if not len(run.held):
+        return math.nan
     run.model.eval()
     matrix = 0
     for chunk in run.held.split(run.protocol.batch_size):
@@ -173,25 +202,43 @@ def _holdout_miou(run: _Run) -> float:
     return iou_from_confusion(matrix).nanmean().item()
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #fit
+def _epochs(run: _Run) -> int:
+    "How often the training images are gone through, the last time in part where steps are counted."
+    p = run.protocol
+    return -(-p.iterations // len(_chunks(run.train, p.batch_size))) if p.iterations else p.epochs
+
+
 def _goes_on(run: _Run) -> bool:
-    return run.epoch < run.protocol.epochs and run.epoch - run.best_epoch < run.protocol.patience
+    stopped = len(run.held) and run.epoch - run.best_epoch >= run.protocol.patience
+    return run.epoch < _epochs(run) and not stopped
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #fit-2
 def _fit(run: _Run, checkpoint: Checkpoint) -> None:
     "Train to the end, or until the hold-out has not improved for `patience` epochs."
-    with progress_bar(run.progress, total=run.protocol.epochs, initial=run.epoch, desc="segmentation") as bar:
+    with progress_bar(run.progress, total=_epochs(run), initial=run.epoch, desc="segmentation") as bar:
         while _goes_on(run):
             start = time.perf_counter()
             loss, miou = _train_epoch(run), _holdout_miou(run)
             run.epoch += 1
-            if not run.best or miou > run.best_miou:
+            if not len(run.held):
+                run.best_epoch = run.epoch
+            elif not run.best or miou > run.best_miou:
                 run.best_epoch, run.best_miou, run.best = run.epoch, miou, run.model.own_state()
-            run.history.append({"epoch": run.epoch, "loss": loss, "holdout_miou": miou})
+            run.history.append({"epoch": run.epoch, "loss": loss, "holdout_miou": None if miou != miou else miou})
             run.seconds += time.perf_counter() - start
             bar.set_postfix(loss=f"{loss:.3f}", holdout_miou=f"{miou:.3f}")
             bar.update()
             if checkpoint.due() or not _goes_on(run):
+                if not len(run.held) and not _goes_on(run):
+                    run.best = run.model.own_state()  # the last weights are the result
                 checkpoint.save(**run_state(run))
+
+# %% ../../nbs/08_evaluation/02_segmentation.ipynb #logits
+@torch.no_grad()
+def _logits(model: Segmenter, image: Tensor, p: Protocol, device: torch.device) -> Tensor:
+    "Logits (K, h, w) of one image, alone in its batch: what is near it must not change its last digits."
+    with torch.autocast(device.type, torch.bfloat16, enabled=p.precision == "bf16"):
+        return model(normalize_image(resize_image(image, p.size)[None].to(device)))[0]
 
 # %% ../../nbs/08_evaluation/02_segmentation.ipynb #test
 @torch.no_grad()
@@ -202,11 +249,8 @@ def _test(run: _Run, test: Sequence, folder: Path, pictures: int | Sequence[str]
     run.model.eval()
     drawn = evenly(len(test), pictures) if isinstance(pictures, int) else set(pictures)
     for batch in sample_batches(test, p.batch_size, skipped, f"test {test.name}", run.progress):
-        images = torch.stack([resize_image(s.image, p.size) for s in batch])
-        with _autocast(run):
-            logits = run.model(normalize_image(images.to(run.device)))
-        for sample, logit in zip(batch, logits, strict=True):
-            truth, prediction = score.add(sample, logit)
+        for sample in batch:
+            truth, prediction = score.add(sample, _logits(run.model, sample.image, p, run.device))
             if drawn & {sample.name, score.images - 1}:
                 drawn.discard(sample.name)
                 save_picture(picture_path(folder, sample), sample.image, truth, prediction)
@@ -249,7 +293,7 @@ def train_segmentation(encoder: nn.Module, train: Sequence, test: Sequence, prot
         score, skipped = _test(run, test, folder, pictures)
     return finish(folder, run.best, {
         "protocol": protocol_name(p, train, test, classes, score.truth()), **score.numbers(), "seed": seed,
-        "best_epoch": run.best_epoch, "epochs": run.epoch, "holdout_miou": run.best_miou,
+        "best_epoch": run.best_epoch, "epochs": run.epoch, "holdout_miou": run.best_miou if len(run.held) else None,
         "images": {"train": len(run.train), "holdout": len(run.held), "test": score.images},
         "skipped": run.split.skipped + skipped, "cached": run.cache is not None,
         "seconds": before + time.perf_counter() - start, "hardware": hardware(device), "settings": p.model_dump(),

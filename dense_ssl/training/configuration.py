@@ -59,7 +59,8 @@ class _Schedule(_Strict):
 class Pretrain(_Schedule):
     """What decides a pre-training run.
 
-    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on
+    schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. start: folder of a finished run of
+    a network of the same kind, whose weights this one begins with. precision: "auto" is bf16-mixed on
     CUDA and 32-true on a CPU. views: where pairs of views are made, by the loader on the CPU or, within a few grey
     levels of that, on the training's device (`data.device_views`).
     """
@@ -70,6 +71,7 @@ class Pretrain(_Schedule):
     encoder: str = "resnet18"
     output_stride: Literal[4, 8, 16, 32] | None = None
     weights: str | None = None
+    start: str | None = None
     crop: Side | tuple[Side, Side] = 224
     scale: tuple[float, float] = (0.08, 1.0)
     views: Literal["cpu", "device"] = "cpu"

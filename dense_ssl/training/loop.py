@@ -26,7 +26,7 @@ from ..data.device_views import on_device
 from ..data.loading import Batch, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
 from ..methods.catalog import build_method
-from ..methods.method import Method, save_method
+from ..methods.method import Method, begin_from, save_method
 from ..models.checkpoint import Checkpoint
 from ..models.encoders import Encoder, build_encoder, save_encoder
 from ..models.sync_batchnorm import sync_batchnorm
@@ -211,6 +211,8 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
     steps, rate = schedule(config, len(dataset))
     skipped: list[str] = []
     summary = {"steps": steps, "images": len(dataset), "data_version": dataset.version}
+    if config.start is not None:
+        begin_from(method, encoder, config.start)
     if method is not None:
         summary |= _train(config, folder, launch, fabric, dataset, method, steps, rate, skipped)
     if fabric.is_global_zero:
