@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['repo_root', 'data_root', 'runs_root', 'atomic_path', 'write_json', 'read_json', 'find_named', 'code_versions',
-           'params_hash', 'environment', 'run_folder', 'changed_code', 'is_done']
+           'params_hash', 'environment', 'run_folder', 'changed_code', 'is_done', 'run_lock']
 
 # %% ../nbs/00_core.ipynb #2166c625
 import ast
 import errno
+import fcntl
 import hashlib
 import importlib.util
 import json
@@ -16,12 +17,14 @@ import os
 import platform
 import shutil
 import subprocess
+import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 # %% ../nbs/00_core.ipynb #repo-root
 def repo_root() -> Path:
@@ -210,3 +213,37 @@ def changed_code(folder: str | Path) -> list[str]:
 def is_done(folder: str | Path) -> bool:
     """Whether the run in `folder` was finished: `done.json` is there."""
     return (Path(folder) / "done.json").is_file()
+
+# %% ../nbs/00_core.ipynb #run-lock
+@contextmanager
+def run_lock(folder: str | Path, nodes: int = 1) -> Iterator[None]:
+    """Keep a run's `folder` to this process while the block lasts. nodes: one of so many machines that share the run.
+
+    The kernel holds the lock and lets go of it when the process ends, however it ends.
+    Raises: `RuntimeError` that says who has the folder. Warns where the file system has no locks.
+    """
+    folder, host = Path(folder), platform.node()
+    folder.mkdir(parents=True, exist_ok=True)
+    me = f"process {os.getpid()} on {host} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with ExitStack() as held:
+        kinds = [(".running", fcntl.LOCK_EX)] if nodes == 1 else [
+            (".running", fcntl.LOCK_SH), (f".running-{host}", fcntl.LOCK_EX)]
+        for name, kind in kinds:
+            _take(held.enter_context(open(folder / name, "a+", encoding="utf-8")), kind, folder, me)
+        yield
+
+
+def _take(file: TextIO, kind: int, folder: Path, me: str) -> None:
+    "Lock the open `file` and write `me` into it, or say who is in it."
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        who = file.read().strip() or "another process"
+        raise RuntimeError(f"{folder} is being worked on by {who}; wait for it, or end it and start again") from None
+    except OSError as error:  # ENOLCK, ENOSYS: some network file systems are mounted so
+        warnings.warn(f"{folder}: its file system has no locks ({error.strerror}); nothing stops a second start of "
+                      "this run", stacklevel=3)
+    file.truncate(0)
+    file.write(f"{me}\n")
+    file.flush()

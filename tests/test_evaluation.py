@@ -11,8 +11,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 from dense_ssl.core import read_json
-from dense_ssl.data.views import BadSample, Sample
+from dense_ssl.data.catalog import open_data
+from dense_ssl.data.views import BadSample, Sample, normalize_image
+from dense_ssl.evaluation.catalog import run_protocol
 from dense_ssl.evaluation.coherence import RawColours, object_coherence
+from dense_ssl.evaluation.floors import floor_encoders
 from dense_ssl.evaluation.metrics import miou
 from dense_ssl.evaluation.probe import linear_probe
 from dense_ssl.evaluation.segmentation import Protocol, train_segmentation
@@ -195,3 +198,42 @@ def test_finished_run_is_read(tmp_path):
     first = child(tmp_path, True)
     data = Squares("train", bad=range(12)), Squares("test", 4, bad=range(4))  # would fail if it were read again
     assert train_segmentation(encoder(), *data, PROTOCOL, tmp_path) == first == read_json(tmp_path / "result.json")
+
+
+LEARNS = ["knn", "probe_segmentation", "probe_depth", "probe_normals"]
+
+
+@pytest.mark.parametrize("protocol", ["knn", "probe_segmentation"])
+def test_a_prediction_does_not_depend_on_the_truth_of_the_test_split(protocol):
+    """Of K tests that differ by a shift of all classes each pixel is right exactly once, whatever was predicted; with a
+    look at the truth it would be right more often."""
+    train = Squares("train", 8)
+    train.classes = ["ground", "square", "nothing"]
+    for name, floor in floor_encoders(encoder(), 0).items():
+        right = 0.0
+        for shift in range(3):
+            test = Squares("test", 4, lambda labels, shift=shift: (labels + shift) % 3)
+            test.classes = train.classes
+            right += run_protocol(protocol, floor, train, test, (32, 48), progress=False)["pixel_accuracy"]
+        assert abs(right - 1) < 1e-6, (name, right)
+
+
+@pytest.mark.parametrize("protocol", [*LEARNS, "correspondence"])
+def test_an_encoder_is_shown_images_and_a_test_image_is_never_learned_from(protocol):
+    train, test = (open_data("room", split, count=4, size=(24, 32)) for split in ("train", "test"))
+    seen = []
+
+    class Watched(RawColours):
+        def forward(self, image):
+            seen.extend(image)
+            return super().forward(image)
+
+    options = {"gaps": (1, 2)} if protocol == "correspondence" else {}
+    run_protocol(protocol, Watched(4), train, test, (24, 32), progress=False, **options)
+    shown = {one.contiguous().numpy().tobytes() for one in seen}
+    images = [normalize_image(split[i].image) for split in (train, test) for i in range(4)]
+    assert shown <= {one.numpy().tobytes() for one in images}
+    if protocol in LEARNS:
+        assert len(seen) == 8
+        with pytest.raises(ValueError, match="of the train split; needs splits that share no image"):
+            run_protocol(protocol, RawColours(4), train, train, (24, 32), progress=False)

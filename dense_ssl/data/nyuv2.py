@@ -17,6 +17,8 @@ from torch import Tensor
 
 from .folders import folder_depth, read_image, read_labels, same_size
 from .views import BadSample, Sample
+from ..files import read_lines
+from ..geometry.depth import StoredDepth
 
 # %% ../../nbs/02_data/02_nyuv2.ipynb #4a1c782b
 CLASSES40 = [
@@ -65,16 +67,12 @@ class _Files:
 
     def __init__(self, root: Path, split: str, classes: int):
         self.root, self.table = root, class_table(classes)
-        if not (root / f"{split}.txt").is_file():
-            raise ValueError(f"{root / f'{split}.txt'}: is missing; needs one image id a line")
-        self.ids = (root / f"{split}.txt").read_text().split()
-        if not self.ids:
-            raise ValueError(f"{root / f'{split}.txt'}: holds no id")
+        self.ids = read_lines(root / f"{split}.txt", "list of image ids")
 
     def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
         name = self.ids[index]
         image = read_image(self.root / "images" / f"{name}.jpg")
-        depth = folder_depth(self.root / "depths" / f"{name}.png", image, scale=9.995 / 255)
+        depth = folder_depth(self.root / "depths" / f"{name}.png", image, StoredDepth(9.995 / 255))
         path = self.root / "labels" / f"{name}.png"
         labels = read_labels(path, 40)
         same_size(path, labels, image)

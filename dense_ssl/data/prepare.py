@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..core import atomic_path, read_json, write_json
 from ..geometry.depth import write_depth_png
-from ..processes import run_processes
+from ..processes import leave, run_processes
 from .catalog import open_images
 from .folders import ImageFolder
 from .views import BadSample, Sample
@@ -243,8 +243,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         print(json.dumps(run_job(read_job(args.job), args.shard, args.shards)))
-    except (ValueError, OSError) as error:  # bad input, a full disk: one sentence
-        raise SystemExit(f"error: {error}") from error
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error, Path(args.job).parent)
 
 # %% ../../nbs/02_data/06_prepare.ipynb #53b2b941
 if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook

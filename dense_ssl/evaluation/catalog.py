@@ -14,6 +14,12 @@ from ..core import find_named
 # %% ../../nbs/08_evaluation/09_catalog.ipynb #protocols
 PROTOCOLS = {  # name: module of this room
     "coherence": "coherence",
+    "knn": "knn",
+    "probe_segmentation": "probe_segmentation",
+    "probe_depth": "probe_depth",
+    "probe_normals": "probe_normals",
+    "correspondence": "correspondence",
+    "propagation": "propagation",
     "linear_probe": "probe",
     "linear_probe_unet": "probe",
     "segmentation_frozen": "segmentation",

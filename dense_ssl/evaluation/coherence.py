@@ -192,7 +192,8 @@ def object_coherence(encoder: nn.Module, dataset: Sequence, size: tuple[int, int
     if not pool:
         raise ValueError(f"dataset {dataset.name!r} has neither instances, labels nor depth; object coherence needs "
                          "one of them")
-    out = {"protocol": f"object coherence: {data_name(dataset)}, whole images at {size[0]}x{size[1]}, grid "
+    out = {"protocol": f"object coherence (a diagnostic): {data_name(dataset)}, whole images at "
+                       f"{size[0]}x{size[1]}, grid "
                        f"{grid[0]}x{grid[1]}, {similarity}, cells with at least {minimum_share:.0%} of one label, "
                        f"depth step > {depth_step:g} of the image's range, AUC per distance "
            f"{', '.join(map(str, distances))} "

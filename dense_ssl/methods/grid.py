@@ -22,6 +22,7 @@ from ..objectives.auxiliary_contrast import auxiliary_contrast
 from ..objectives.pixel_contrast import channel_groups
 from ..objectives.prototypes import prototype_loss, prototype_signals
 from ..objectives.set_infonce import set_infonce
+from ..options import Count, Positive, Share
 from ..positives.groups import SOURCES, group_ids, image_ids, pair_masks, same_group, source_of
 from ..positives.masks import check_thresholds
 from ..processes import place
@@ -136,8 +137,8 @@ class Grid(Composition):
                  objective: Literal["contrast", "consistency", "prototypes", "auxiliary", "sets"] = "contrast",
                  distance_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7),
                  depth_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7), unit: Literal["bin", "image", "max"] = "bin",
-                 temperature: float | None = None, hidden: int = 4096, out: int = 255, momentum: float = 0.99,
-                 prototypes: int = 300, weights: tuple[float, float, float] = (10, 4, 1),
+                 temperature: Positive | None = None, hidden: Count = 4096, out: Count = 255, momentum: Share = 0.99,
+                 prototypes: Count = 300, weights: tuple[float, float, float] = (10, 4, 1),
                  negatives: Literal["pair", "batch", "global"] = "pair"):
         check_fit(positives, objective)
         if positives in ("near", "depth"):

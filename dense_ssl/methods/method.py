@@ -37,6 +37,12 @@ class Method(nn.Module):
     def after_step(self, step: int, steps: int) -> None:
         """To be called after optimizer step `step` of `steps`."""
 
+    @property
+    def dense(self) -> nn.Module:
+        """What gives the dense features that were trained, images to (B, channels, H / stride, W / stride): the
+        encoder, or what a method put on it."""
+        return self.encoder
+
     def export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """What stays beside the encoder, and the facts that `restore` needs, among them "method", the name."""
         return {}, {}

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from ..data.video import TripletViews
@@ -20,6 +21,7 @@ from .method import Method, restore_method
 from ..models.encoders import Encoder
 from ..models.video_depth import DepthNetwork, PoseNetwork, earlier_depth, sigmoid_to_disparity
 from ..objectives.photometric import photometric_error, reprojection_loss, smoothness_loss
+from ..options import Positive, Share
 
 # %% ../../nbs/06_methods/11_monodepth.ipynb #monodepth-loss
 TIES = 1e-5  # noise that decides where moved and unmoved sources look equally wrong
@@ -68,9 +70,9 @@ class Monodepth(Method):
 
     needs = ("neighbours", "K")
 
-    def __init__(self, encoder: Encoder, nearest: float = 0.1, farthest: float = 100.0, alpha: float = 0.85,
-                 smoothness: float = 1e-3, automask: bool = True, minimum: bool = True, flip: float = 0.5,
-                 jitter: float = 0.5, pose_weights: str | None = None):
+    def __init__(self, encoder: Encoder, nearest: Positive = 0.1, farthest: Positive = 100.0, alpha: Share = 0.85,
+                 smoothness: NonNegativeFloat = 1e-3, automask: bool = True, minimum: bool = True, flip: Share = 0.5,
+                 jitter: Share = 0.5, pose_weights: str | Path | None = None):
         super().__init__()
         if not 0 <= alpha <= 1 or smoothness < 0 or not 0 < nearest < farthest:
             raise ValueError(f"alpha is {alpha}, smoothness {smoothness}, nearest {nearest}, farthest {farthest}; "

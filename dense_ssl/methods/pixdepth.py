@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Features', 'Branches', 'pair_contrast', 'pair_consistency
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #5f311b5c
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..models.encoders import Encoder
 from ..models.heads import PixelProjector, collapse_signals, momentum_at, momentum_copy, momentum_update
 from ..objectives.pixel_consistency import pixel_consistency, propagate
 from ..objectives.pixel_contrast import channel_groups, multi_threshold_contrast
+from ..options import Count, Positive, Share
 from ..positives.groups import map_ids, same_group
 from ..positives.masks import check_thresholds, pixdepth_masks
 
@@ -77,17 +78,17 @@ class PixDepth(Branches):
     """Pixel-level pre-training with positives near in the image and in depth (PixDepth Eq. 1-6); PixPro without depth.
 
     objective: "contrast" (Eq. 2, 5, 6) or "consistency" (PixPro). distance_thresholds: T_k in `unit` ("bin", "image",
-    "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. same_region: keep only pairs of one region
-    (with true regions: the oracle of what depth is to do). hidden, out: widths of the projector.
+    "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. same_region: keep only pairs of one
+    region (with true regions: the oracle of what depth is to do). hidden, out: widths of the projector.
     Raises: `ValueError` for another objective, negative or unpaired thresholds, or when their number does not divide
     `out`.
     """
 
-    def __init__(self, encoder: Encoder, objective: str = "contrast",
+    def __init__(self, encoder: Encoder, objective: Literal["contrast", "consistency"] = "contrast",
                  distance_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
-                 depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7), unit: str = "bin",
-                 temperature: float = 0.3, hidden: int = 4096, out: int = 255, momentum: float = 0.99,
-                 same_region: bool = False):
+                 depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7),
+                 unit: Literal["bin", "image", "max"] = "bin", temperature: Positive = 0.3, hidden: Count = 4096,
+                 out: Count = 255, momentum: Share = 0.99, same_region: bool = False):
         if objective not in ("contrast", "consistency"):
             raise ValueError(f'objective must be "contrast" or "consistency", not {objective!r}')
         check_thresholds(distance_thresholds, depth_thresholds)

@@ -27,7 +27,7 @@ class SemanticFPN(nn.Module):
         check_resnet(encoder, "semantic FPN", 32)
         if channels % 32 or channels < 32 or pyramid < 1:
             raise ValueError(f"channels must be a multiple of 32 and pyramid positive, not {channels} and {pyramid}")
-        self.encoder, self.channels = encoder, channels
+        self.encoder, self.name, self.channels, self.stride = encoder, f"semantic FPN on {encoder.name}", channels, 4
         stages = [encoder.channels // 2**k for k in (3, 2, 1, 0)]
         self.decoder = FPNDecoder(stages, pyramid_channels=pyramid, segmentation_channels=channels, dropout=0.0)
 

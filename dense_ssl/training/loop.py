@@ -50,10 +50,16 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float = 
 
 # %% ../../nbs/07_training/01_loop.ipynb #schedule
 def schedule(config: Pretrain, images: int) -> tuple[int, Callable[[int], float]]:
-    """The number of steps of a run over a data set of `images`, and the rate of each."""
+    """The number of steps of a run over a data set of `images`, and the rate of each.
+
+    Raises: `ValueError` when epochs of so few images are not even one step.
+    """
     unit = images / config.batch_size if config.epochs else 1  # steps in an epoch
     steps, warmup, *milestones = (round(n * unit) for n in (config.epochs or config.steps or 0, config.warmup,
                                                             *config.milestones))
+    if steps < 1 and config.method != "scratch":
+        raise ValueError(f"{config.epochs:g} epochs of {images} images in batches of {config.batch_size} are 0 steps; "
+                         "needs more epochs, a smaller batch_size, or steps")
     return steps, lambda step: learning_rate(step, steps, warmup, config.lr, config.lr_end, config.schedule, milestones,
                                              config.warmup_lr)
 
@@ -206,8 +212,10 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
     fabric = setup(config, launch)
     torch.manual_seed(config.seed)
     dataset = open_data(config.data.name, config.data.split, config.data.root, **config.data.options)
-    encoder = build_encoder(config.encoder, config.output_stride, config.weights)
+    encoder = build_encoder(config.encoder, config.output_stride, config.weights, config.branch)
     method = build_method(config.method, encoder, **config.method_options)
+    if not len(dataset):
+        raise ValueError(f"dataset {config.data.name} has no image to train with")
     steps, rate = schedule(config, len(dataset))
     skipped: list[str] = []
     summary = {"steps": steps, "images": len(dataset), "data_version": dataset.version}

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from ..core import read_json
-from ..processes import die_with_parent
+from ..processes import die_with_parent, leave
 from .configuration import Launch, Pretrain, parse
 from .loop import pretrain
 
@@ -18,11 +18,11 @@ from .loop import pretrain
 def main(folder: str) -> None:
     """Carry out the pre-training run that `folder`'s `params.json` and `launch.json` describe."""
     die_with_parent()
-    params = {k: v for k, v in read_json(Path(folder) / "params.json").items() if k != "code"}
     try:
+        params = {k: v for k, v in read_json(Path(folder) / "params.json").items() if k != "code"}
         pretrain(parse(Pretrain, params), folder, parse(Launch, read_json(Path(folder) / "launch.json"), "launch"))
-    except (ValueError, OSError, FloatingPointError) as error:
-        sys.exit(f"dense_ssl: {error}")
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error, Path(folder) / "logs")
 
 # %% ../../nbs/07_training/02_worker.ipynb #56e31e02
 #| eval: false
