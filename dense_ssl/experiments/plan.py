@@ -22,7 +22,8 @@ from ..data.catalog import data_modules
 from ..evaluation.catalog import protocol_module
 from ..training.configuration import Launch, Pretrain, parse
 from ..training.launch import run_modules
-from .rows import Selection, fill, merge, read_yaml, select_rows, selection, table_rows
+from .rows import (Selection, capped, fill, merge, read_profile, read_yaml, select_rows, selection,
+                                       table_rows)
 from .stage import is_current
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #stage
@@ -130,6 +131,7 @@ def _dataset(name: str, at: Setting) -> dict[str, Any]:
         raise Missing(f"needs {where}: --data {where}=FOLDER")
     root = str(Path(at.roots[where]).resolve() / entry.get("below", ""))
     options = {k: fill(v, {"root": root}) for k, v in entry.get("options", {}).items()}
+    options = capped(options, at.profile.get("caps", {}).get("data", {}))
     if entry["name"] == "splits":  # FOLDER/{images,depth,labels,instances,regions-KIND}/{train,test}/...
         options |= {k: str(Path(root) / k) for k in ("depth", "labels", "instances") if (Path(root) / k).is_dir()}
         root = str(Path(root) / "images")
@@ -234,12 +236,14 @@ def _pretrain(row: Row, data: dict[str, Any], needs: tuple[Stage, ...], at: Sett
     cannot be meant."""
     start = {"start": str(needs[-1].folder)} if "after" in row.row["pretrain"] else {}
     config = parse(Pretrain, _pretrain_parameters(row, data, at) | start)
+    if caps := at.profile.get("caps", {}).get("pretrain"):
+        config = parse(Pretrain, capped(config.model_dump(mode="json"), caps))
     known = ("method", "method_options", "encoder", "crop", "batch_size", "lr", "seed")
     p, name = config.model_dump(mode="json"), f"{config.method}-{data['key']}-s{row.seed}"
     processes = _fitting(config, at.launch.get("processes", 1))
     launch = {"threads": at.threads, "tensorboard": False, **at.launch, "processes": processes}
     parameters = {
-        "data": p["data"]["name"], "data_root": p["data"]["root"] or "", "data_options": p["data"]["options"],
+        "data": p["data"]["name"], "data_split": p["data"]["split"], "data_root": p["data"]["root"] or "", "data_options": p["data"]["options"],
         **{k: p[k] for k in known},
         "epochs": p["epochs"] or 0, "steps": p["steps"] or 0, "launch": launch, "name": name, "runs": str(at.runs),
         "settings": {k: v for k, v in p.items() if k not in (*known, "data", "epochs", "steps") and v is not None}}
@@ -266,6 +270,8 @@ def _evaluate(row: Row, target: dict[str, Any], encoder: Stage, at: Setting) -> 
     name = f"{encoder.folder.name.rpartition('-')[0]}-on-{target['key']}"
     if trained["method"] == "scratch" and "weights" not in trained:  # its BatchNorm has no statistics to keep
         parameters["detection"] = {"norm": "trained", **parameters.get("detection", {})}
+    caps = at.profile.get("caps", {}).get("evaluate", {})
+    parameters = merge(capped(parameters, caps), at.profile.get("last", {}).get("evaluate"))
     how = {"out": "{folder}", "threads": at.threads, "workers": at.launch.get("workers", 0)}
     return at.stage("evaluate", name, "03_evaluate.ipynb", parameters | how,
                     parameters | {"encoder": encoder.folder.name}, modules, (encoder,))
@@ -410,7 +416,7 @@ def plan(profile: str, select: Selection | None = None, roots: dict[str, str] | 
     roots: where datasets lie, by name; given: launch, threads, gpus of `Setting`.
     Raises: `ValueError` for an unknown profile, table, row or dataset, or settings that cannot be meant.
     """
-    rows, settings = list(select_rows(profile, select)), read_yaml("profiles.yaml")[profile]
+    rows, settings = list(select_rows(profile, select)), read_profile(profile)
     if parse(Launch, given.get("launch", {}), "launch").nodes > 1:
         raise ValueError("launch has nodes > 1; a stage runs on one node, several are started by hand with torchrun")
     _check_roots(roots or {}, settings)
@@ -422,7 +428,7 @@ def plan(profile: str, select: Selection | None = None, roots: dict[str, str] | 
 # %% ../../nbs/10_experiments/00_plan.ipynb #whole-tables
 def whole_tables(rows: list[Row], profile: str) -> list[Row]:
     """The tables of `rows` with all rows and seeds that the profile has of them, these as they are."""
-    own, select = read_yaml("profiles.yaml")[profile]["tables"], {}
+    own, select = read_profile(profile)["tables"], {}
     for row in rows:
         paper, table = row.table.split(".")
         select.setdefault(paper, {})[table] = own.get(paper, {}).get(table, "all")
@@ -512,7 +518,7 @@ def figure_stages(rows: list[Row], profile: str, out: Path, runs: Path) -> list[
     """The entries of the figures of every paper that `rows` have finished encoders for (of the first such seed), drawn
     into `out`; again where a table of the paper is newer. None without any of what the notebook draws (`data` in the
     YAML)."""
-    entries, settings = [], Setting(read_yaml("profiles.yaml")[profile], {}, runs, {})
+    entries, settings = [], Setting(read_profile(profile), {}, runs, {})
     done = [row for row in rows if "pretrain" in row.stages and is_done(row.stages["evaluate"].folder)]
     done = [row for row in done if row.seed == min(row.seed for row in done)]
     for paper in dict.fromkeys(row.table.split(".")[0] for row in done):

@@ -22,7 +22,7 @@ from ..core import write_json
 from ..evaluation.decoders import Protocol
 from ..evaluation.detection import DetectionProtocol
 from .plan import Row, plan
-from .rows import Selection, read_yaml, selection
+from .rows import Selection, read_profile, read_yaml, selection
 from ..models.encoders import build_encoder
 from ..training.configuration import Pretrain, parse
 from ..training.loop import schedule
@@ -33,7 +33,7 @@ def placeholders(profile: str) -> Iterator[dict[str, str]]:
     """A folder with a camera in the place of every dataset and file that a profile may be given."""
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "camera.json", {})
-        settings = read_yaml("profiles.yaml")[profile]
+        settings = read_profile(profile)
         named = [name for name, entry in settings["data"].items() if entry.get("needs_root")]
         files = [e["file"] for p in settings["tables"] for e in read_yaml(f"{p}.yaml").get("extractors", {}).values()
                  if "file" in e]
@@ -67,7 +67,7 @@ def resolve(row: Row, profile: str) -> dict[str, Any]:
     `evaluate`, and of it `segmentation` and `detection`, where it has them."""
     found: dict[str, Any] = {"evaluate": (given := row.stages["evaluate"].identity)}
     if "pretrain" in row.stages:
-        found["pretrain"] = _resolve_pretrain(row, read_yaml("profiles.yaml")[profile]["data"])
+        found["pretrain"] = _resolve_pretrain(row, read_profile(profile)["data"])
     protocols = given.get("protocols", [])
     for frozen, name in ((True, "segmentation_frozen"), (False, "segmentation_finetuned")):
         if name in protocols:
