@@ -219,7 +219,7 @@ def _pretrain_parameters(row: Row, data: dict[str, Any], at: Setting) -> dict[st
         merged = {k: merged[k] for k in ("encoder", "output_stride", "weights", "method") if k in merged} | {"steps": 0}
     # the truth is for an oracle, and for what is cut out along it
     hidden = () if given.get("proposals") == "truth" or given.get("pieces") == "objects" else TRUTH
-    seen = {k: v for k, v in data.get("options", {}).items() if k not in hidden}
+    seen = {k: v for k, v in data.get("options", {}).items() if k not in hidden} | (data.get("hide", {}) if hidden else {})
     return {"data": {"name": data["name"], "root": data.get("root"), "options": seen,
                      **({"split": data["split"]} if "split" in data else {})}, **merged, "seed": row.seed}
 
@@ -302,6 +302,8 @@ def _pictures(data: dict[str, Any]) -> dict[str, Any]:
         options = {k: v for k, v in data.get("options", {}).items() if k != "proposals"}
         return {"world": {"name": data["name"], "split": "train", **options}}
     root, pictures = Path(data["root"]), data.get("pictures", {})
+    if data["name"] not in ("splits", "folder") and not pictures:
+        return {"images": _places(data)["images"] | data.get("options", {}) | data.get("hide", {})}
     if data["name"] == "splits":
         return {"images": str(root / "train")}
     listed = {"listed": str(root / pictures["listed"])} if "listed" in pictures else {}
@@ -352,8 +354,11 @@ def _labels(row: Row, data: dict[str, Any], target: dict[str, Any], at: Setting)
                          d["name"], **d.get("options", {})))], needs)
     parts = {"regions": str(stage.folder / "superpixels")} if settings.get("superpixel_area", 1) else {}
     listed = {"listed": parameters["listed"]} if "listed" in parameters else {}
+    maps = {"auxiliary": str(stage.folder / "labels"), **parts, **listed}
+    if isinstance(parameters.get("images"), dict):  # a dataset that takes such maps itself
+        return merge(data, {"options": maps}), stage
     return {**data, "name": "folder", "root": parameters.get("images") or str(stage.folder / "images"),
-            "options": {"auxiliary": str(stage.folder / "labels"), **parts, **listed}}, stage
+            "options": maps}, stage
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #lies
 def _lies(at: Setting, *data: dict[str, Any]) -> dict[str, str]:
@@ -400,7 +405,8 @@ def plan_row(row: Row, at: Setting) -> Row:
 # %% ../../nbs/10_experiments/00_plan.ipynb #check-roots
 def _check_roots(roots: dict[str, str], profile: dict[str, Any]) -> None:
     "ValueError for data that the profile does not know, or that is not where it is said to lie."
-    known = {name for name, entry in profile["data"].items() if entry.get("needs_root")}
+    there = {name: entry.get("lies", name) for name, entry in profile["data"].items() if entry.get("needs_root")}
+    known = {*there, *there.values()}
     extractors = [e for p in profile["tables"] for e in read_yaml(f"{p}.yaml").get("extractors", {}).values()]
     known |= {e["file"] for e in extractors if "file" in e}
     for name, path in roots.items():

@@ -34,7 +34,7 @@ def placeholders(profile: str) -> Iterator[dict[str, str]]:
     with tempfile.TemporaryDirectory() as folder:
         write_json(Path(folder) / "camera.json", {})
         settings = read_profile(profile)
-        named = [name for name, entry in settings["data"].items() if entry.get("needs_root")]
+        named = [entry.get("lies", name) for name, entry in settings["data"].items() if entry.get("needs_root")]
         files = [e["file"] for p in settings["tables"] for e in read_yaml(f"{p}.yaml").get("extractors", {}).values()
                  if "file" in e]
         yield dict.fromkeys([*named, *files], folder)
