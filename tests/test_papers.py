@@ -8,10 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from dense_ssl.evaluation.finetuning import deterministic
 from dense_ssl.experiments.plan import Row, plan
 from dense_ssl.experiments.resolved import placeholders, resolve
 from dense_ssl.experiments.rows import read_yaml
+from dense_ssl.training.configuration import Launch, Pretrain, parse
+from dense_ssl.training.worker import out_of_memory
 
 # (rows, where, what the paper says[, name of the deviation]); rows: a pattern of PAPER.TABLE.ROW
 STATEMENTS = [
@@ -137,7 +141,7 @@ STATEMENTS = [
     (r"auxiliary\.T3\.c13", "pretrain.epochs", 40),
     (r"auxiliary\.T3\.c0[1-8]", "pretrain.images", 20000),
     (r"auxiliary\.T3\.(c09|c10|c11|c12)", "pretrain.images", 128000),
-    (r"auxiliary\.T3\.c13", "pretrain.images", 480000),
+    (r"auxiliary\.T3\.c13", "pretrain.images", 480000, "frames-of-480k"),
     (r"auxiliary\.T3\.c01", "pretrain.method_options.anchors", 100),
     (r"auxiliary\.T3\.c02", "pretrain.method_options.candidates", 4000),
     # Sec. 3: a ResNet's features are those at 1/32, so extractors are trained there; Table 1: shares; "same
@@ -219,3 +223,12 @@ def test_workers_reach_evaluation():
     with placeholders("paper") as roots, tempfile.TemporaryDirectory() as folder:
         (row,) = plan("paper", {"pixdepth": {"T3": ["pixdepth"]}}, roots, [0], Path(folder), launch={"workers": 4})
     assert row.stages["evaluate"].parameters["workers"] == 4 and "workers" not in row.stages["evaluate"].identity
+
+
+def test_full_memory_says_what_to_lower():
+    "Pre-training and evaluation: one sentence, which names what to lower and what stays."
+    values = {"data": {"name": "room"}, "method": "pixpro", "batch_size": 256, "crop": 224, "steps": 10}
+    said = out_of_memory(parse(Pretrain, values), Launch(processes=4))
+    assert "full with 64 samples of crop 224" in said and "set accumulate to 2 (batch_size 256 and lr 0.1 stay" in said
+    with pytest.raises(ValueError, match="lower the protocol's batch_size, crop or size"), deterministic("cuda"):
+        raise torch.OutOfMemoryError("CUDA out of memory")

@@ -79,7 +79,10 @@ def seeded(device: torch.device, *key: int) -> Iterator[None]:
 # %% ../../nbs/08_evaluation/12_finetuning.ipynb #deterministic
 @contextmanager
 def deterministic(device: str | torch.device) -> Iterator[None]:
-    """On a GPU, only algorithms that give the same bits every time, where torch has them; as before afterwards."""
+    """On a GPU, only algorithms that give the same bits every time, where torch has them; as before afterwards.
+
+    Raises: `ValueError` that says what to lower where the GPU's memory is full.
+    """
     if torch.device(device).type != "cuda":
         yield
         return
@@ -90,6 +93,9 @@ def deterministic(device: str | torch.device) -> Iterator[None]:
     torch.backends.cudnn.benchmark = False
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise ValueError("the GPU's memory is full; lower the protocol's batch_size, crop or size (its name then says "
+                         "so)") from None
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
         torch.backends.cudnn.benchmark = before[2]
