@@ -93,12 +93,14 @@ def write_json(path: str | Path, value: Any) -> None:
 
 # %% ../nbs/00_core.ipynb #read-json
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises: `ValueError` that names the file when it is absent or not JSON."""
+    """Read a JSON file. Raises: `ValueError` that names the file when it is absent, cannot be read or is not JSON."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise ValueError(f"{path} does not exist") from None
-    except ValueError as error:
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from None
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
 
 # %% ../nbs/00_core.ipynb #find-named

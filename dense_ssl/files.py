@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BadSample', 'note', 'natural', 'list_files', 'read_text', 'read_lines', 'open_picture', 'read_colours',
-           'read_numbers', 'content_key']
+           'read_numbers', 'content_key', 'digest']
 
 # %% ../nbs/00_files.ipynb #files-imports
 import hashlib
@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -129,19 +129,17 @@ def read_lines(path: str | Path, what: str = "list") -> list[str]:
 def _decoding(path: Path, what: str) -> Iterator[None]:
     "Whatever a decoder raises as one BadSample that names the file."
     if not path.is_file():
-        found = "is no file" if path.exists() else f"there is no such file of {what}"
-        raise BadSample(f"{path}: {found}")
+        raise BadSample(f"{path}: {'is no file' if path.exists() else f'there is no such {what}'}")
     try:
         yield
     except (BadSample, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise BadSample(f"{path}: is too large for Pillow's limit ({str(error).split(',')[0]}); set "
-                        "DENSE_SSL_MAX_PIXELS "
-                        "in the environment to the number of pixels that is allowed") from None
+                        "DENSE_SSL_MAX_PIXELS in the environment to the number of pixels that is allowed") from None
     except Exception as error:  # Pillow's and NumPy's readers raise any kind on damaged bytes
         reason = " ".join(str(getattr(error, "strerror", None) or error).replace(f"'{path}'", "it").split())
-        raise BadSample(f"{path}: cannot be read as {what}; it is truncated, corrupt or of an unknown format "
+        raise BadSample(f"{path}: is not a whole {what}; it is truncated, corrupt or of an unknown format "
                         f"({reason or type(error).__name__})") from None
 
 # %% ../nbs/00_files.ipynb #open-picture
@@ -153,8 +151,9 @@ def _allow_pixels() -> None:
         Image.MAX_IMAGE_PIXELS = max(int(wanted) // 2 + 1, 89478485)
 
 
-def open_picture(path: str | Path, what: str = "an image", notes: Counter[str] | None = None) -> Image.Image:
-    """The decoded picture as its file holds it, of any mode; `info["deep"]` tells more than 8 bits a channel.
+def open_picture(path: str | Path, what: str = "image", notes: Counter[str] | None = None) -> Image.Image:
+    """The decoded picture as its file holds it, of any mode; `info["deep"]` tells more than 8 bits a channel,
+    `info["said"]` the text entries of a PNG.
 
     Raises: `BadSample` naming the file: missing, truncated, corrupt, too large, of an unknown format.
     """
@@ -164,7 +163,7 @@ def open_picture(path: str | Path, what: str = "an image", notes: Counter[str] |
         moving = image.format in ("GIF", "PNG", "WEBP") and getattr(image, "n_frames", 1) > 1
         note(notes, "pictures of several frames, of which the first is used", moving)
         image.load()
-        image.info["deep"] = deep
+        image.info |= {"deep": deep, "said": dict(getattr(image, "text", {}))}
         return image
 
 # %% ../nbs/00_files.ipynb #upright
@@ -192,9 +191,8 @@ def read_colours(path: str | Path, notes: Counter[str] | None = None) -> np.ndar
     image = open_picture(path, notes=notes)
     if image.info["deep"]:
         raise BadSample(f"{path}: has more than 8 bits a channel (mode {image.mode}); save it with 8 bits, scaled as "
-                        "its "
-                        "values need")
-    with _decoding(Path(path), "an image"):
+                        f"its values need")
+    with _decoding(Path(path), "image"):
         clear = image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info
         note(notes, "images with transparency, used without it", clear)
         return np.array(_upright(image, notes).convert("RGB"))
@@ -208,31 +206,39 @@ def read_numbers(path: str | Path, what: str, palette: bool = False) -> tuple[np
     """
     path = Path(path)
     if path.suffix.lower() == ".npy":
-        with _decoding(path, what):  # mapped, a header that promises more than the file holds is refused
+        with _decoding(path, f"map of {what}"):  # mapped, a header that promises more than the file holds is refused
             values, text = np.array(np.load(path, mmap_mode="r", allow_pickle=False)), {}
     else:
-        image = open_picture(path, what)
+        image = open_picture(path, f"map of {what}")
         if image.mode not in ("L", "I", "F", *(("P", "1") if palette else ())) and not image.mode.startswith("I;16"):
             raise BadSample(f"{path}: is a picture of mode {image.mode}; {what} need one number per pixel, a grey PNG "
-                            "or "
-                            ".npy")
-        values, text = np.array(image), getattr(image, "text", {})
+                            "or .npy")
+        values, text = np.array(image), image.info["said"]
     if values.ndim != 2 or not values.size or values.dtype.kind not in "iufb":
         raise BadSample(f"{path}: holds {values.dtype} of shape {values.shape}; {what} need numbers of shape (H, W)")
     return values, text
 
 # %% ../nbs/00_files.ipynb #content-key
-def _stamp(path: Path) -> list[int] | None:
+def _stamp(path: Path, times: bool) -> list[int] | None:
     try:
         facts = path.stat()
     except FileNotFoundError:
         return None
-    return [facts.st_size, facts.st_mtime_ns]
+    return [facts.st_size, facts.st_mtime_ns][:1 + times]
 
 
-def content_key(parameters: Any, *modules: str, root: str | Path = "", files: Collection[str | Path] = ()) -> str:
+def content_key(parameters: Any, *modules: str, root: str | Path = "", files: Collection[str | Path] = (),
+                times: bool = True) -> str:
     """Sixteen hexadecimal digits of `parameters` (JSON), the code of `modules` and what they import, and name, size and
-    time of change of `files`, relative to root."""
-    stamps: Mapping[str, Any] = {str(name): _stamp(Path(root, name)) for name in files}
+    time of change of `files`, relative to root. times: False leaves the times out, which a copy may change."""
+    stamps = {str(name): _stamp(Path(root, name), times) for name in files}
     text = json.dumps([parameters, code_versions(*modules), stamps], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+# %% ../nbs/00_files.ipynb #digest
+def digest(path: str | Path) -> str:
+    """Twelve hexadecimal digits of a file's bytes. Raises: `ValueError` naming a file that cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None

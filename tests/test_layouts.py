@@ -111,7 +111,7 @@ def test_it_opens(name, trees):
             assert len(data.classes) == layout.classes and len(kept) and kept.min() >= 0 and kept.max() < layout.classes
         if sample.instances is not None and (sample.instances >= 0).any():  # every object is of a class that has any
             things = set(sample.labels[sample.instances >= 0].unique().tolist()) - {255}
-            assert things <= set(data.things) or name == "nyuv2"
+            assert things <= set(data.things)
         if sample.depth is not None:
             assert sample.depth.isfinite().any() and (sample.depth[sample.depth.isfinite()] > 0).all()
         if sample.K is not None:
@@ -120,6 +120,17 @@ def test_it_opens(name, trees):
             torch.testing.assert_close(sample.pose[:3, :3] @ sample.pose[:3, :3].T, torch.eye(3), atol=1e-4, rtol=0)
     colours = getattr(data, "palette", None)
     assert colours is None or len(colours) == layout.classes
+
+
+@pytest.mark.parametrize("name", [n for n in LAYOUTS if n not in ("scannet_frames_25k", "nyuv2")])
+def test_options_that_cannot_be_meant(name, trees):
+    cases = (({"size": "small"}, ["size", "'small'"]), ({"size": 0}, ["size"]), ({"colours": 3}, ["colours"]))
+    for options, words in cases:
+        with pytest.raises(ValueError) as error:
+            open_data(name, "train", trees(name), **options)
+        sentence(error.value, name, *words)
+    data = open_data(name, "train", trees(name), size="48", **LAYOUTS[name].options)
+    assert min(data[0].image.shape[-2:]) == 48
 
 
 @pytest.mark.parametrize("name", ["coco", "nyuv2", "tum"])  # those that keep more than paths

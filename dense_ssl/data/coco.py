@@ -134,4 +134,4 @@ def _with_objects(data: Coco, sample: Sample) -> ObjectSample:
     labels, instances = painted(objects)
     return ObjectSample(sample.image, sample.name, depth=sample.depth, regions=sample.regions,
                         auxiliary=sample.auxiliary, labels=labels, instances=instances, depth_kind=sample.depth_kind,
-                        objects=objects)
+                        notes=sample.notes, objects=objects)

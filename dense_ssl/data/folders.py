@@ -12,6 +12,7 @@ import hashlib
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from ..core import find_named, read_json
 from .map_names import Naming, check_map_names, find_map, match_maps
 from .views import INDEX_MAPS, BadSample, Sample
-from ..files import list_files, note, read_colours, read_lines, read_numbers
+from ..files import content_key, list_files, note, read_colours, read_lines, read_numbers
 from ..geometry.camera import read_intrinsics, resize_intrinsics
 from ..geometry.depth import DEPTH_KINDS, StoredDepth, read_stored, resize_depth
 
@@ -117,7 +118,10 @@ def folder_depth(path: Path, image: Tensor, stored: StoredDepth = AS_IT_IS,
 # %% ../../nbs/02_data/01_folders.ipynb #kind
 def _kind(tree: Path | None, kind: str | None) -> str:
     "The kind of a depth tree, from the argument or from its tree.json."
-    told = read_json(tree / "tree.json").get("kind") if tree and (tree / "tree.json").is_file() else None
+    facts = read_json(tree / "tree.json") if tree and (tree / "tree.json").is_file() else {}
+    if not isinstance(facts, dict):
+        raise ValueError(f"{tree / 'tree.json'} holds {facts!r:.60}; needs an object with the maps' kind")
+    told = facts.get("kind")
     found = kind or told or "depth"
     if found not in DEPTH_KINDS:
         raise ValueError(f"depth_kind is {found!r}; needs one of {', '.join(DEPTH_KINDS)}")
@@ -241,8 +245,17 @@ def _list_samples(folder: "ImageFolder", listed: Path | None,
         namings[what], names = match_maps(what, tree, folder.root, names, given, folder.notes)
     return names, namings
 
+# %% ../../nbs/02_data/01_folders.ipynb #stamp
+class _Stamped:
+    "What tells a folder's images from others."
+
+    @cached_property
+    def stamp(self) -> str:
+        """Sixteen hexadecimal digits of the names and sizes of the images' files."""
+        return content_key(None, root=self.root, files=self.names, times=False)
+
 # %% ../../nbs/02_data/01_folders.ipynb #imagefolder-2
-class ImageFolder:
+class ImageFolder(_Stamped):
     """Images below `root` as samples, with optional trees of maps; neither list nor labels needed.
 
     root: folder with jpg, jpeg, png, webp, bmp at any depth. depth, labels, regions, auxiliary, instances: folders with

@@ -7,7 +7,7 @@ __all__ = ['Make', 'StepBatches', 'Samples', 'PairViews', 'Batch', 'step_loader'
 
 # %% ../../nbs/02_data/08_loading.ipynb #d9813be6
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -109,12 +109,15 @@ class PairViews:
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch: what `make` gave, the images' names, a message for each skipped image, `make.finish` or None."""
+    """A micro-batch: what `make` gave, the images' names, a message for each skipped image, `make.finish` or None, and
+    the notes of the samples, what was changed in reading them (`files.note`), to be counted.
+    """
 
     inputs: tuple[Any, ...]
     names: list[str]
     skipped: list[str]
     finish: Callable[..., tuple] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its inputs on `device`; a copy from pinned memory to a GPU does not wait."""
@@ -135,7 +138,8 @@ class Batch:
 def _collate(make: Make, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
     samples, generators, skipped = zip(*items, strict=True)
     inputs, finish = make(list(samples), list(generators)), getattr(make, "finish", None)
-    return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
+    notes = [sentence for sample in samples for sentence in sample.notes]
+    return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish, notes)
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:

@@ -72,8 +72,7 @@ def check_map_names(given: Mapping[str, str] | None, kinds: Iterable[str]) -> di
             raise ValueError(f"map_names has {what!r}; it names patterns of {', '.join(known)}")
         if not isinstance(pattern, str) or not stars or pattern.count("*") != stars:
             raise ValueError(f"map_names: {what} is {pattern!r}; needs a path without suffix with a * for each text "
-                             "that "
-                             f"image and map share, as many as the image's {given.get('image', '*')!r}")
+                             f"that image and map share, as many as the image's {given.get('image', '*')!r}")
     return given
 
 # %% ../../nbs/02_data/01_map_names.ipynb #find-map

@@ -7,6 +7,7 @@ __all__ = ['CLASSES40', 'CLASSES13', 'TO13', 'ABOUT', 'class_table', 'intrinsics
 
 # %% ../../nbs/02_data/02_nyuv2.ipynb #6f625132
 import os
+from collections import Counter
 from pathlib import Path
 
 import h5py
@@ -79,10 +80,10 @@ class _Files:
         path = self.root / "instances" / f"{self.ids[index]}.png"
         return read_ids(path, 0) if path.is_file() else None
 
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, index: int, notes: Counter[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         name = self.ids[index]
-        image = read_image(self.root / "images" / f"{name}.jpg")
-        depth = folder_depth(self.root / "depths" / f"{name}.png", image, StoredDepth(9.995 / 255))
+        image = read_image(self.root / "images" / f"{name}.jpg", notes)
+        depth = folder_depth(self.root / "depths" / f"{name}.png", image, StoredDepth(9.995 / 255), notes)
         path = self.root / "labels" / f"{name}.png"
         labels = read_labels(path, 40)
         same_size(path, labels, image)
@@ -144,7 +145,7 @@ class _Mat(_Hdf5):
         row = self.rows[index]
         return objects(*(self._open()[key][row].T.astype(np.int64) for key in ("labels", "instances")))
 
-    def read(self, index: int) -> tuple[Tensor, Tensor, Tensor]:
+    def read(self, index: int, notes: Counter[str] | None = None) -> tuple[Tensor, Tensor, Tensor]:
         row = self.rows[index]
         try:
             arrays = [self._open()[key][row].swapaxes(-1, -2) for key in ("images", "depths", "labels")]
@@ -198,8 +199,11 @@ class NYUv2:
         return len(self.source.ids)
 
     def __getitem__(self, index: int) -> Sample:
-        image, depth, labels = self.source.read(index)
+        notes = Counter()
+        image, depth, labels = self.source.read(index, notes)
         name = f"{self.split}/{self.source.ids[index]}"
         instances = self.source.instances(index)
+        if instances is not None:
+            instances = torch.where(torch.isin(labels, torch.tensor(self.things)), instances, -1)
         return Sample(image=image, name=name, depth=depth, labels=labels, instances=instances,
-                      K=intrinsics(*image.shape[-2:]))
+                      K=intrinsics(*image.shape[-2:]), notes=tuple(notes))

@@ -8,6 +8,7 @@ __all__ = ['MAPS', 'About', 'Frame', 'official_labels', 'present', 'complete', '
 
 # %% ../../nbs/02_data/16_official.ipynb #official-imports
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# %% ../../nbs/02_data/16_official.ipynb #official-own-imports
 from .folders import (NONE, folder_depth, read_ids, read_image, read_labels, same_size,
                                     shorter_side)
 from .map_names import find_map
@@ -162,9 +164,9 @@ class Official:
     def __getitem__(self, index: int) -> Sample:
         return _read(self, self.frames[index])
 
-    def read_image(self, path: Path) -> Tensor:
-        """An image, uint8 (3, H, W)."""
-        return read_image(path)
+    def read_image(self, path: Path, notes: Counter[str]) -> Tensor:
+        """An image, uint8 (3, H, W); what was remarked of it is counted."""
+        return read_image(path, notes)
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
         """The depth, disparity or time in a map, float32 (H, W), nan = none."""
@@ -190,8 +192,10 @@ def _tree_kind(tree: Path, kind: str | None) -> str:
 # %% ../../nbs/02_data/16_official.ipynb #official-read
 def _read(data: Official, frame: Frame) -> Sample:
     "A frame with all its maps, looked at; BadSample naming the file that cannot be used."
-    root, image = data.root, data.read_image(data.root / frame.image)
+    root, notes = data.root, Counter()
+    image = data.read_image(root / frame.image, notes)
     sample, size = Sample(image=image, name=frame.image, depth_kind=data.depth_kind), tuple(image.shape[-2:])
+    sample.notes = tuple(notes)
     try:
         if frame.labels:
             sample.labels = data.read_labels(root / frame.labels)

@@ -152,14 +152,14 @@ def propose(sample: Sample, kind: str = "coherent", size: int | None = None, **o
 class Proposed:
     """A dataset whose samples carry `regions`, made by `propose(sample, kind, **options)` each time one is read.
 
-    Keeps the dataset's length and its name, version, classes, split and names, where it has them.
+    Keeps the dataset's length and its name, version, classes, split, names and notes, where it has them.
     Raises: `ValueError` for an unknown kind.
     """
 
     def __init__(self, dataset: Any, kind: str = "coherent", **options: Any):
         find_named("kind", kind, PROPOSALS)
         self.dataset, self.kind, self.options = dataset, kind, options
-        for name in ("name", "version", "classes", "split", "names"):
+        for name in ("name", "version", "classes", "split", "names", "notes"):
             if hasattr(dataset, name):
                 setattr(self, name, getattr(dataset, name))
 

@@ -7,6 +7,7 @@ __all__ = ['CLASSES', 'NYU40', 'IDS', 'PALETTE', 'ABOUT', 'raw_table', 'scan_obj
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-imports
 import csv
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,8 @@ class ScanNet(Official):
         with Image.open(self.root / (self.frames[0].depth or self.frames[0].image)) as first:
             self.stored = first.size[::-1]
 
-    def read_image(self, path: Path) -> Tensor:
-        return _fit(path, read_image(path), self.stored, nearest=False)
+    def read_image(self, path: Path, notes: Counter[str]) -> Tensor:
+        return _fit(path, read_image(path, notes), self.stored, nearest=False)
 
     def read_labels(self, path: Path) -> Tensor:
         kind = "NYU40's numbers" if self.ids is IDS else "the numbers of scannetv2-labels.combined.tsv"

@@ -75,7 +75,7 @@ class Cached:
     def __init__(self, dataset: Any):
         self.dataset, self.samples = dataset, {}
         self.name, self.version, self.split = dataset.name, dataset.version, dataset.split
-        self.classes = dataset.classes
+        self.classes, self.notes = dataset.classes, getattr(dataset, "notes", {})
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -43,8 +43,10 @@ def clips(dataset: Any, length: int) -> list[Clip]:
     """The sequences of a dataset: its scenes, the places of a world with their views, the folders of a folder, or else
     one of all.
 
-    length: frames to render of each drive of the street world, ten a second from its first image.
+    Of a dataset of frame pairs, those of its source. length: frames to render of each drive of the street world, ten a
+    second from its first image.
     """
+    dataset = dataset.source if hasattr(getattr(dataset, "source", None), "scenes") else dataset
     source = dataset.dataset if isinstance(dataset, Cached) else dataset
     if hasattr(source, "frame"):
         drives = range(-(-source.count // source.views))

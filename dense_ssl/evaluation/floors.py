@@ -21,10 +21,11 @@ from ..core import params_hash, read_json, runs_root, write_json
 from ..data.views import IMAGENET_MEAN, IMAGENET_STD
 from .catalog import protocol_module, run_protocol
 from .coherence import RawColours, data_name
+from .features import Kept
 from .labels import evenly
 from ..models.encoders import build_encoder
 
-# %% ../../nbs/08_evaluation/23_floors.ipynb #f44ed57c
+# %% ../../nbs/08_evaluation/23_floors.ipynb #waves
 def waves(x: Tensor, octaves: int = 4) -> Tensor:
     """Numbers in [0, 1], (B, D, h, w) -> (B, 2 * D * octaves, h, w), cosines and sines."""
     angle = torch.cat([x * (math.pi / 2 * 2**o) for o in range(octaves)], 1)
@@ -60,7 +61,13 @@ class Position(nn.Module):
 
 # %% ../../nbs/08_evaluation/23_floors.ipynb #random-network
 def random_network(encoder: nn.Module, seed: int = 0) -> nn.Module:
-    """A network of the same name and stride with random weights; the caller's random numbers stay as they are."""
+    """A network of the same name and stride with random weights; the caller's random numbers stay as they are.
+
+    Raises: `ValueError` for what is not an encoder of `models.encoders`.
+    """
+    if not hasattr(encoder, "name") or not hasattr(encoder, "stride"):
+        raise ValueError(f"encoder is a {type(encoder).__name__}; floors need one of models.encoders, with name and "
+                         "stride")
     with torch.random.fork_rng([]):
         torch.manual_seed(seed)
         return build_encoder(encoder.name, encoder.stride)
@@ -76,9 +83,10 @@ def shuffled_weights(encoder: nn.Module, seed: int = 0) -> nn.Module:
 
 # %% ../../nbs/08_evaluation/23_floors.ipynb #floor-encoders
 def floor_encoders(encoder: nn.Module, seed: int = 0) -> dict[str, nn.Module]:
-    """The four floors of an encoder, all of its stride, by name."""
-    return {"colours": Colours(encoder.stride), "position": Position(encoder.stride),
-            "random": random_network(encoder, seed), "shuffled": shuffled_weights(encoder, seed)}
+    """The four floors of an encoder, all of its stride, by name; of a `Kept` one those of what it keeps."""
+    encoder = encoder.encoder if isinstance(encoder, Kept) else encoder
+    networks = {"random": random_network(encoder, seed), "shuffled": shuffled_weights(encoder, seed)}
+    return {"colours": Colours(encoder.stride), "position": Position(encoder.stride)} | networks
 
 # %% ../../nbs/08_evaluation/23_floors.ipynb #weights-key
 def _digest(*values: Any) -> str:

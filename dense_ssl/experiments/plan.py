@@ -201,7 +201,8 @@ def _regions(data: dict[str, Any], kind: str, at: Setting) -> tuple[dict[str, An
     return {"regions": str(tree), **depth}, needs + made
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #of-data
-OF_DATA = ("proposals", "pieces", "sets", "shuffled")  # keys of a row's pretrain that are options of its data
+# keys of a row's pretrain that are options of its data
+OF_DATA = ("proposals", "pieces", "sets", "shuffled", "true_labels")
 TRUTH = ("labels", "instances", "classes", "label_ids")  # of data: hidden from what learns without labels
 
 # %% ../../nbs/10_experiments/00_plan.ipynb #pretrain-parameters
@@ -383,7 +384,7 @@ def _stages(row: Row, at: Setting) -> Iterator[tuple[str, Stage]]:
     data = merge(data, {"options": {k: given[k] for k in OF_DATA[1:] if k in given}})
     if what := data.get("prepare"):
         needs += _prepared(what, data, at)
-    if "labels" in given:
+    if given.get("labels"):
         data, labels = _labels(row, data, target, at)
         needs += (labels,)
         yield "labels", labels

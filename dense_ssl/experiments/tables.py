@@ -124,7 +124,8 @@ def collect(profile: str, rows: Iterable[tuple[str, dict[str, Any]]], found: Ite
         kept = [k for k in metrics(p for r in own for p in r["protocols"]) if any(k in r["values"] for r in own)]
         values = {m: [r["values"].get(m) for r in own] for m in kept}
         whole = {m: v for m, v in values.items() if None not in v}
-        record = {"id": f"{table}.{row['id']}", "row": row["id"], "label": row["label"], "paper": row.get("paper"), "profile": profile,
+        record = {"id": f"{table}.{row['id']}", "row": row["id"], "label": row["label"], "paper": row.get("paper"),
+                  "profile": profile,
                   "problem": (problems or {}).get(f"{table}.{row['id']}"), "seeds": [r["seed"] for r in own],
                   "values": values,
                   "mean": {m: statistics.fmean(v) * 100 for m, v in whole.items()},
@@ -305,14 +306,16 @@ def compared(entries: list[dict[str, Any]]) -> list[str]:
     for (name, m), pairs in rows.items():
         ours, theirs = zip(*pairs, strict=True)
         said = agreement(list(ours), list(theirs), spreads.get(name, {}).get(m, {}).get("value"))
-        lines.append(f"{name}, {m}: published {statistics.fmean(theirs):.1f}, here {statistics.fmean(ours):.1f}, {said}")
+        lines.append(f"{name}, {m}: published {statistics.fmean(theirs):.1f}, here {statistics.fmean(ours):.1f}, "
+                     f"{said}")
     return lines
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #calibrate
 def calibrate(entries: list[dict[str, Any]]) -> Path:
     """Keep how the rows of a plan spread over its seeds, where there are at least three (`verdicts.calibration`)."""
     profile, found, kept = entries[0]["profile"], list(results(entries)), calibration()
-    rows = [(table, row) for table, row in select_rows(profile) if any(r["id"] == f"{table}.{row['id']}" for r in found)]
+    ids = {r["id"] for r in found}
+    rows = [(table, row) for table, row in select_rows(profile) if f"{table}.{row['id']}" in ids]
     kept[profile] = kept.get(profile, {}) | calibrated(collect(profile, rows, found))
     write_json(repo_root() / CALIBRATION, kept)
     return repo_root() / CALIBRATION

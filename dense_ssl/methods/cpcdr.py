@@ -105,6 +105,7 @@ class CPCDR(SceneLosses):
                          channels=channels, out=out)
         self.copy_paste, self.samples_per_scene = CopyPaste.model_validate(copy_paste), samples_per_scene
         self.needs = ("regions",) if self.copy_paste.images or weight < 1 else ()
+        self.effects = {"pastes": "nothing is pasted"} if self.copy_paste.images else {}
 
     def inputs(self, crop: int | tuple[int, int], scale: tuple[float, float]) -> "Arranged":
         """What makes scenes of a micro-batch: views of `crop` pixels that keep `scale`, shares of a scene's area.

@@ -301,10 +301,6 @@ class Stages(Method):
         """1 or 2."""
         return 1 if self.done.value / self.steps.value < self.stage_one else 2
 
-    @property
-    def dense(self) -> nn.Module:
-        return self.network.dense
-
     def after_step(self, step: int, steps: int) -> None:
         self.done.value, self.steps.value = step + 1, steps
 
@@ -327,6 +323,8 @@ class Stages(Method):
 # %% ../../nbs/06_methods/04_geosets.ipynb #shared-step
 class StageLosses(Stages):
     """`Stages` with its loss."""
+
+    effects = {"matches": "no pixel has a match", "points": "no pixel has a point", "sets": "no set is in both views"}
 
     def forward(self, first: View, second: View, matches: Matches | None = None, cloud: Cloud | None = None,
                 sets: Sets | None = None, signals: bool = False) -> tuple[Tensor, dict[str, float]]:

@@ -97,6 +97,8 @@ def check_fit(positives: str, objective: str) -> None:
 class Composition(Branches):
     """Branches with a source and an objective by name and what the latter needs: PixPro's transform, or prototypes."""
 
+    effects = {"positives": "no pair is positive", "grouped": "no pixel is in a group"}
+
     def __init__(self, encoder: Encoder, positives: str, objective: str, thresholds: dict[str, Any], prototypes: int,
                  hidden: int, out: int, momentum: float):
         swapped = objective == "prototypes"
@@ -157,7 +159,9 @@ def grid_signals(grid: Composition, f: Features, found: list[Tensor] | tuple[Ten
     `prototype_signals` where they apply.
     """
     masks = found if grid.objective.pairs else [same_group(*found)]
-    signals = {**mask_signals(masks, *f.views), **collapse_signals(f.maps[0])}
+    depth = grid.positives == "depth" and grid.objective.pairs
+    near = pair_masks("near", *f.views, **grid.thresholds) if depth else None
+    signals = {**mask_signals(masks, *f.views, near), **collapse_signals(f.maps[0])}
     if not grid.objective.pairs:
         signals["grouped"] = (torch.cat(found) >= 0).float().mean().item()
     if grid.prototypes is not None:

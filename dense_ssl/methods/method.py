@@ -6,7 +6,7 @@
 __all__ = ['Method', 'save_method', 'restore_method', 'begin_from', 'try_method']
 
 # %% ../../nbs/06_methods/00_method.ipynb #imports
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,14 @@ from ..models.encoders import Encoder, load_encoder, read_weights
 
 # %% ../../nbs/06_methods/00_method.ipynb #method-class
 class Method(nn.Module):
-    """What the loop trains: an encoder and what a method puts around it."""
+    """What the loop trains: an encoder and what a method puts around it.
+
+    needs: the maps of a sample that it cannot do without. effects: signals that tell whether what the method is named
+    after does anything, each with what is said of a run in which it stays near 0.
+    """
 
     needs: tuple[str, ...] = ()
+    effects: Mapping[str, str] = {}
 
     def inputs(self, crop: int | tuple[int, int], scale: tuple[float, float]) -> Make:
         """What makes `forward`'s inputs from samples: by default two views of `crop` pixels, each `scale` of an image's

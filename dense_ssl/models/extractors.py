@@ -17,7 +17,8 @@ import torchvision
 from torch import Tensor, nn
 
 from ..core import read_json
-from .encoders import Encoder, flat_tensors, load_encoder, load_weights, published_weights, read_weights
+from .encoders import (Encoder, check_file, flat_tensors, load_encoder, load_weights, published_weights,
+                       read_weights)
 
 # %% ../../nbs/05_models/05_extractors.ipynb #feature-map
 def feature_map(network: nn.Module, images: Tensor) -> Tensor:
@@ -138,7 +139,7 @@ def _deeplab(state: dict[str, Tensor], settings: dict, files: str) -> nn.Module:
 # %% ../../nbs/05_models/05_extractors.ipynb #network
 SCALES = {"resnet": (1.0, 2.0, 4.0), "deeplab": (0.5, 0.75, 1.0, 1.5, 2.0)}
 
-
+# %% ../../nbs/05_models/05_extractors.ipynb #network-by-name
 def _network(source: str, weights: str | None, encoder: str | None, layer: str,
              branch: str | None) -> tuple[nn.Module, str]:
     "The network that `source` names, and whether it is a resnet or a deeplab."
@@ -160,11 +161,9 @@ def _network(source: str, weights: str | None, encoder: str | None, layer: str,
 def _torchvision_deeplab(name: str, weights: str | None, branch: str | None) -> nn.Module:
     "torchvision's DeepLabV3, with its published weights, those of a file, or none."
     published = published_weights(name)
-    if weights is None or weights in published or not Path(weights).is_file():
-        if weights is not None and weights not in published:
-            raise ValueError(f"weights is {weights!r}, which is neither a file nor published (there is "
-                             f"{', '.join(published)})")
+    if weights is None or weights in published:
         return torchvision.models.get_model(name, weights=weights, weights_backbone=None)
+    check_file(weights, published)
     found = flat_tensors(read_weights(weights, foreign=True))
     classes = [len(value) for key, value in found.items() if f".{key}".endswith(".classifier.4.weight")]
     model = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=(classes or [21])[0],

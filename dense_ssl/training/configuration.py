@@ -77,7 +77,8 @@ class Pretrain(_Network):
 
     schedule, lr_end, warmup_lr: see `training.loop.learning_rate`. dampening: SGD's. precision: "auto" is bf16-mixed on
     CUDA and 32-true on a CPU. views: where pairs of views are made, by the loader on the CPU or, within a few grey
-    levels of that, on the training's device (`data.device_views`).
+    levels of that, on the training's device (`data.device_views`). snapshots: at how many moments the encoder is kept
+    (`training.loop.moments`).
     """
 
     data: Data
@@ -89,6 +90,7 @@ class Pretrain(_Network):
     precision: Literal["auto", "32-true", "bf16-mixed", "64-true"] = "auto"
     seed: int = Field(0, ge=0)
     strict: bool = False
+    snapshots: int = Field(0, ge=0)
 
     @model_validator(mode="before")
     @classmethod

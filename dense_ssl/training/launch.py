@@ -9,15 +9,16 @@ __all__ = ['worker_command', 'run_modules', 'check_network', 'run_pretrain']
 import os
 import shutil
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ..core import is_done, run_folder, run_lock, write_json
+from ..core import is_done, read_json, run_folder, run_lock, write_json
 from ..data.catalog import data_modules
 from ..methods.catalog import build_method, method_module
-from ..models.encoders import build_encoder
+from ..models.encoders import build_encoder, check_size
 from ..processes import run_processes
 from .configuration import Launch, Pretrain
 
@@ -48,7 +49,7 @@ def check_network(config: Pretrain) -> None:
     height, width = config.crop if isinstance(config.crop, tuple) else (config.crop, config.crop)
     with torch.device("meta"):
         encoder = build_encoder(config.encoder, config.output_stride)
-        encoder.check_size(height, width)
+        check_size(encoder, height, width)
         build_method(config.method, encoder, **config.method_options)
 
 # %% ../../nbs/07_training/03_launch.ipynb #run-pretrain
@@ -69,6 +70,8 @@ def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | Non
             if not is_done(folder):  # the other, who was waited for, may have done it
                 _work(folder, launch, show)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    for said in read_json(folder / "done.json").get("warnings", []):
+        warnings.warn(f"{folder.name}: {said}", stacklevel=2)
     return folder
 
 
