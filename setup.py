@@ -22,6 +22,7 @@ setup(
     license_files=["LICENSE"],
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["dense_ssl", "dense_ssl.*"]),
+    package_data={"dense_ssl": ["viz/*.js", "viz/demo/*"]},
     python_requires=f">={settings['min_python']}",
     install_requires=settings["requirements"].split(),
     extras_require=extras,

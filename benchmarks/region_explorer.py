@@ -46,9 +46,9 @@ def drive(explorer: RegionExplorer, seconds: dict[str, list[float]]) -> None:
                     explorer.controls[name], "value", type(explorer.controls[name].value)(value)
                 )
             )
-            if explorer.click.over.value not in seen:  # a slider that already stood there changes nothing
+            if explorer.click.view.over not in seen:  # a slider that already stood there changes nothing
                 seconds.setdefault(name, []).append(took)
-                seen.add(explorer.click.over.value)
+                seen.add(explorer.click.view.over)
             assert explorer.status.error is None, explorer.status.text
         explorer.reset.click()
     for show in (*LAYERS[1:], LAYERS[0]):
@@ -57,7 +57,7 @@ def drive(explorer: RegionExplorer, seconds: dict[str, list[float]]) -> None:
         )
     for k, (x, y) in enumerate(picks):
         seconds.setdefault("click", []).append(
-            timed(lambda k=k, x=x, y=y: setattr(explorer.click.sent, "value", f"{x:.5f} {y:.5f} {k}"))
+            timed(lambda k=k, x=x, y=y: setattr(explorer.click.view, "sent", f"{x:.5f} {y:.5f} {k}"))
         )
 
 

@@ -194,6 +194,18 @@ class Shown:
         "Row and column of the chosen pixel of picture `number`."
         return json.loads(self.layers.nth(number).get_attribute("data-point"))[:2]
 
+    def asked(self) -> list[int]:
+        "Image, row and column that the explorer of features is asked about."
+        return json.loads(self.cell.locator(".dense-explorer").get_attribute("data-point"))
+
+    def maps(self) -> list[str]:
+        "Every map of the explorer of features, as a picture."
+        return [canvas.evaluate("c => c.toDataURL()") for canvas in self.cell.locator("canvas").all()]
+
+    def unfold(self) -> None:
+        "Open what folds away below the explorer of features."
+        self.cell.locator(".jupyter-widget-Collapse-header").click()
+
     def until(self, ready: Callable[[], bool], what: str, seconds: float = 90) -> None:
         "Wait until `ready()`, else fail with `what`."
         end = time.monotonic() + seconds

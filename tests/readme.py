@@ -16,7 +16,7 @@ def readme() -> str:
     notebook = nbformat.read(ROOT / "nbs" / "index.ipynb", 4)
     exporter = MarkdownExporter(config=Config({"TemplateExporter": {"exclude_input": True}}))
     body, _ = exporter.from_notebook_node(notebook)
-    body = re.sub(r"\]\(((?:\d\d_|how_)[^)]*\.ipynb)\)", r"](nbs/\1)", body).replace(
+    body = re.sub(r"\]\((?!\.\./|https?:)([^)]*\.ipynb)\)", r"](nbs/\1)", body).replace(
         "](../", "]("
     )  # the notebook lies in nbs/, README.md above it
     return re.sub(r"\n{3,}", "\n\n", body).strip() + "\n"

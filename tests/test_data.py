@@ -173,7 +173,7 @@ BAD_SAMPLES = {
         ["depth/class0/00.png", "photos/class0/00.jpg", "no map for"],
     ),
     "truncated depth png": (lambda p, d: cut(d / "class0/00.png"), ["depth/class0/00.png", "truncated"]),
-    "depth of another size": (save_depth(np.ones((12, 16))), ["depth/class0/00.npy", "16 x 12", "32 x 24"]),
+    "depth of another shape": (save_depth(np.ones((16, 16))), ["depth/class0/00.npy", "16 x 16", "32 x 24"]),
     "depth all zero": (save_depth(np.zeros((24, 32))), ["depth/class0/00.npy", "no valid pixel"]),
     "depth all nan": (save_depth(np.full((24, 32), np.nan)), ["depth/class0/00.npy", "no valid pixel"]),
     "depth all inf": (save_depth(np.full((24, 32), np.inf)), ["depth/class0/00.npy", "no valid pixel"]),

@@ -189,7 +189,7 @@ def other_intrinsics(scene: Path) -> None:
         (lost_pose, 3, {0, 2, 3}, "pose/1.txt has values that are not finite"),
         (lambda scene: (scene / "pose/1.txt").unlink(), 3, {0, 2, 3}, "frame 1 has no pose file"),
         (lambda scene: (scene / "depth/1.png").unlink(), 3, {0, 2, 3}, "frame 1 has no depth file"),
-        (no_depth, 3, {0, 2, 3}, "depth/1.png: has no pixel with depth"),
+        (no_depth, 3, {0, 2, 3}, "depth/1.png: has no valid pixel"),
         (
             other_intrinsics,
             0,
@@ -213,9 +213,8 @@ def test_what_cannot_be_used_is_skipped_and_named(tmp_path, scans, damage, usabl
     ]
     assert [pairs[k].name for k in range(len(pairs))] == expected and pairs.counts["frames"] == 4 + usable
     if not paired:  # and without the other scene there is nothing
-        with pytest.raises(
-            ValueError, match=f"no pair of frames overlaps by 30% or more: 1 scenes with {usable} usable frames"
-        ) as refused:
+        none = f"no pair of frames overlaps by 30% or more: 1 scenes with {usable} usable frames"
+        with pytest.raises(ValueError, match=none if usable else "none of the frames can be used") as refused:
             frame_pairs(root, tmp_path / "cache", sets="none", scenes=["scene0000_00"])
         assert words in str(refused.value)
 

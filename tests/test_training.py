@@ -17,7 +17,7 @@ import torch
 from dense_ssl.core import is_done, read_json, write_json
 from dense_ssl.models.encoders import build_encoder, read_weights
 from dense_ssl.training.configuration import Launch, Pretrain, parse
-from dense_ssl.training.launch import worker_command
+from dense_ssl.training.launch import run_pretrain, worker_command
 from dense_ssl.training.loop import Log, pretrain
 
 ROOT = Path(__file__).parents[1]
@@ -356,3 +356,58 @@ def test_a_bad_image_is_skipped_counted_and_named(tmp_path):
     with pytest.raises(ValueError, match="3.jpg") as error:
         run_here(tmp_path / "strict", config | {"strict": True}, QUICK)
     assert "\n" not in str(error.value)
+
+
+TERMINAL = """
+import json, sys
+from dense_ssl.training.configuration import Launch, Pretrain, parse
+from dense_ssl.training.launch import run_pretrain
+config, launch, runs = json.loads(sys.argv[1])
+print(run_pretrain(parse(Pretrain, config), parse(Launch, launch), runs=runs))
+"""
+
+
+def terminal(config: dict, launch: dict, runs: Path) -> subprocess.Popen:
+    "The same command in another terminal."
+    return subprocess.Popen(
+        [sys.executable, "-c", TERMINAL, json.dumps([config, launch, str(runs)])],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DENSE_SSL_MARK": str(runs)},
+        start_new_session=True,
+    )
+
+
+def test_two_terminals_and_one_run(whole, tmp_path):
+    "The second is told who has the run; the holder killed, the next start goes on, and each step is logged once."
+    first = terminal(SMALL | {"steps": 500}, QUICK, tmp_path)
+    while not list(tmp_path.glob("pretrain/*/launch.json")):
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.05)
+    folder = next(tmp_path.glob("pretrain/*"))
+    wait_for_step(folder, 2)
+    config = parse(Pretrain, SMALL | {"steps": 500})
+    with pytest.raises(RuntimeError, match=f"is being worked on by process {first.pid} on ") as error:
+        run_pretrain(config, parse(Launch, QUICK), runs=tmp_path)
+    assert "\n" not in str(error.value) and not is_done(folder)
+    first.kill()
+    first.communicate()
+    assert gone(tmp_path), family(tmp_path)
+    logged = len(losses(folder))
+    second = terminal(SMALL | {"steps": 500}, QUICK, tmp_path)
+    wait_for_step(folder, logged + 2)
+    second.kill()
+    second.communicate()
+    steps = [line["step"] for line in Log.read(folder / "metrics.jsonl")]
+    assert steps == list(range(len(steps))) and len(list(tmp_path.glob("pretrain/*"))) == 1
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_workers_sentence_comes_first(processes, tmp_path):
+    "What a user can mend is one sentence, from one process or several; the traceback is in the file that it names."
+    config = SMALL | {"batch_size": 5, "accumulate": 2}
+    with pytest.raises(RuntimeError, match="^batch_size 5 is global and must be a multiple of ") as error:
+        run_pretrain(parse(Pretrain, config), parse(Launch, QUICK | {"processes": processes}), runs=tmp_path)
+    said, _, rest = str(error.value).partition(" (traceback: ")
+    assert "\n" not in str(error.value) and "Traceback" in Path(rest.removesuffix(")")).read_text()

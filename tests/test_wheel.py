@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[1]
-EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "dev"}
+EXTRAS = {"notebooks", "experiments", "monocular", "regions", "clustering", "detection", "surfaces", "site", "dev"}
 NOT_NEEDED = {
     "jupyterlab",
     "notebook",
@@ -45,7 +45,7 @@ NOT_NEEDED = {
 }
 EXPLORERS = {
     "explorer",
-    *(f"explorers.{name}" for name in ("widgets", "panels", "pca", "regions", "scenes", "labels", "runs")),
+    *(f"explorers.{name}" for name in ("widgets", "regions", "scenes", "labels", "runs")),
 }  # of dense_ssl.viz
 
 LIGHT = """

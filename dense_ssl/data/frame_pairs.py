@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache, partial
@@ -21,14 +22,17 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core import atomic_path, params_hash, runs_root
+from ..core import atomic_path, runs_root
+from .poses import check_convention
 from .sequences import RGBDSequences
 from .surfaces import Fusion, Painting, cloud_segments
 from .views import BadSample, Cached, Sample
 from .worlds.raycast import in_sight
 from .worlds.room import CLASSES, RoomWorld
+from ..files import content_key, note
 from ..geometry.reprojection import check_pose, to_world, visible
 from ..geometry.segments import segment_mesh
+from ..options import Count, Positive, Share
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #scene
 @dataclass(slots=True)
@@ -57,6 +61,7 @@ class PairSample(Sample):
         """The first frame with the second and the scene."""
         maps = {field.name: getattr(first, field.name) for field in fields(Sample)}
         maps["name"] = f"{scene.name}/{first.name.rsplit('/', 1)[-1]}+{second.name.rsplit('/', 1)[-1]}"
+        maps["notes"] = first.notes + second.notes
         return cls(**maps, second=second, scene=scene)
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #overlaps
@@ -179,6 +184,7 @@ def make_scene(source: Any, scene: str, minimum: float = 0.3, sets: str = "surfa
     """
     collector, ids = _collect(source, scene, sets, voxel, k_threshold, min_vertices)
     used, posed, skipped = _frames_of(source, scene, collector, progress)
+    check_convention(posed, scene)
     pairs = np.stack(np.triu_indices(len(used), 1), 1)
     shares = overlaps(posed, tolerance, step).numpy()[*pairs.T]
     kept, largest = shares >= minimum, shares.max(initial=0)
@@ -193,27 +199,32 @@ def make_scene(source: Any, scene: str, minimum: float = 0.3, sets: str = "surfa
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #scene-files
 def _scene_files(source: Any, options: dict[str, Any], cache: Path) -> dict[str, Path]:
-    """Where each scene is kept: a folder for the options and the code, a name for the scene's frames."""
-    key = params_hash({"source": source.name, **getattr(source, "settings", {}), **options},
-                      "dense_ssl.data.frame_pairs")
+    """Where each scene is kept: a folder for the options and the code, a name for all that the scene is made of."""
+    own = type(source).__module__
+    modules = {"dense_ssl.data.frame_pairs", *([own] if own.startswith("dense_ssl.") else [])}
+    key = content_key({"source": source.name, **getattr(source, "settings", {}), **options}, *sorted(modules))[:8]
     files = {}
     for scene in source.scenes:
-        frames = source.key(scene) if hasattr(source, "key") else source.version
-        digest = hashlib.sha256(f"{scene} {frames}".encode()).hexdigest()[:8]
+        digest = content_key([scene, source.key(scene) if hasattr(source, "key") else source.version])[:8]
         files[scene] = cache / f"{source.name}-{key}" / f"{scene.replace('/', '_')}-{digest}.npz"
     return files
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #compute
-def _compute(source: Any, files: dict[str, Path], options: dict[str, Any], progress: bool) -> None:
-    "Make the files that are missing; processes of one run begin at different scenes."
+def _compute(source: Any, files: dict[str, Path], options: dict[str, Any], progress: bool) -> dict[str, dict]:
+    """Make the files that are missing; processes of one run begin at different scenes. A scene without a usable frame
+    is a failure: it is not kept but returned."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    names, start = list(files), rank * len(files) // world
+    names, start, failed = list(files), rank * len(files) // world, {}
     missing = [n for n in names[start:] + names[:start] if not files[n].is_file()]
     for scene in tqdm(missing, desc="pairs of frames", unit="scene", disable=not progress or len(missing) < 4):
         if not files[scene].is_file():  # another process may have made it by now
             made = make_scene(source, scene, **options, progress=progress and len(source.scenes[scene]) >= 50)
+            if not made["counts"][0]:
+                failed[scene] = made
+                continue
             with atomic_path(files[scene]) as temporary, open(temporary, "wb") as file:
                 np.savez(file, **made)
+    return failed
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #load
 def _load(path: Path, *names: str) -> list[np.ndarray]:
@@ -230,11 +241,13 @@ def _load_scene(name: str, path: Path) -> Scene:
     return Scene(name, *map(torch.from_numpy, _load(path, "points", "colours", "sets")))
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #assemble
-def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple:
+def _assemble(source: Any, files: dict[str, Path], failed: dict[str, dict], minimum: float) -> tuple:
     "pairs, shares, skipped and counts of `FramePairs` from the scenes' files; ValueError if there is no pair."
+    names = ("pairs", "shares", "counts", "largest", "skipped")
     pairs, shares, skipped, counts, largest = [], [], list(source.skipped), np.zeros(3, np.int64), 0.0
     for number, (scene, path) in enumerate(files.items()):
-        found, share, count, most, sentences = _load(path, "pairs", "shares", "counts", "largest", "skipped")
+        parts = [failed[scene][name] for name in names] if scene in failed else _load(path, *names)
+        found, share, count, most, sentences = parts
         frames = np.asarray(source.scenes[scene])
         pairs.append(np.concatenate([np.full((len(found), 1), number), frames[found]], 1).astype(np.int64))
         shares, counts, largest = [*shares, share], counts + count, max(largest, float(most))
@@ -242,20 +255,35 @@ def _assemble(source: Any, files: dict[str, Path], minimum: float) -> tuple:
     names = ("scenes", "frames", "tried", "apart", "pairs")
     named = dict(zip(names, [len(files), *counts.tolist(), sum(map(len, pairs))], strict=True))
     if not named["pairs"]:
+        if not named["frames"]:
+            raise ValueError(f"{skipped[0]} ({source.name}: none of the frames can be used, {len(skipped)} reasons)")
         first = f", the first: {skipped[0]}" if skipped else ""
         raise ValueError(f"{source.name}: no pair of frames overlaps by {minimum:.0%} or more: {named['scenes']} "
                          f"scenes with {named['frames']} usable frames, {named['tried']} pairs tried, the largest "
                          f"overlap {largest:.1%}; {len(skipped)} were skipped{first}")
     return np.concatenate(pairs), np.concatenate(shares), skipped, named
 
+# %% ../../nbs/02_data/05_frame_pairs.ipynb #pair-notes
+def _notes(source: Any, skipped: list[str], counts: dict[str, int], minimum: float) -> Counter[str]:
+    "The notes of the source and of what was left out of it."
+    notes = Counter(getattr(source, "notes", {}))
+    note(notes, "frames or scenes left out, since they cannot be used", len(skipped) - len(source.skipped))
+    note(notes, f"pairs of frames left out, since they overlap by less than {minimum:.0%}",
+         counts["tried"] - counts["pairs"])
+    return notes
+
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #check-options
-def _check_options(source: Any, minimum: float, sets: str, k_threshold: float) -> None:
+def _check_options(source: Any, minimum: float, sets: str | float, k_threshold: float) -> tuple[str, float]:
+    "sets and k_threshold, of which a number in sets is the second; ValueError for an option that cannot be meant."
+    if isinstance(sets, int | float) and not isinstance(sets, bool):
+        sets, k_threshold = "surface", float(sets)
     if sets not in ("surface", "none", "truth") or (sets == "truth" and not hasattr(source, "truth")):
         raise ValueError(f"sets is {sets!r}; needs 'surface', a number (the cut's k) or 'none'; 'truth' is known of "
                          "the room world and of labelled scans only")
     if not 0 < minimum <= 1 or not k_threshold > 0:
         raise ValueError(f"minimum is {minimum} and k_threshold {k_threshold}; needs a share above 0 and at most 1, "
                          "and a number above 0")
+    return sets, k_threshold
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #framepairs
 class FramePairs:
@@ -266,23 +294,24 @@ class FramePairs:
     above 0. cache: folder for one file a scene, None = `runs_root()/cache/pairs`. sets: "surface", a number (the
     surface cut with that k), "truth" or "none". progress: show a bar. The others are those of `make_scene`.
     `pairs`: int64 (N, 3), number of the scene and of its two frames; `shares`: their overlaps; `skipped`: a sentence
-    for each thing that was left out; `counts`: scenes, usable frames, pairs tried, apart (sharing nothing) and kept.
-    Raises: `ValueError`: an argument out of its range, no pair at all (says what was found), a damaged file in the
-    cache (names it). `ds[i]` raises BadSample when one of the two frames cannot be read.
+    for each thing that was left out; `counts`: scenes, usable frames, pairs tried, apart (sharing nothing) and kept;
+    `notes`: what was left out, counted (`files.note`).
+    Raises: `ValueError`: an argument out of its range, no pair at all (says what was found), poses of another
+    convention than the depth's, a damaged file in the cache. `ds[i]` raises BadSample when one of the two frames cannot
+    be read.
     """
 
     def __init__(self, source: Any, minimum: float = 0.3, cache: str | Path | None = None,
                  sets: str | float = "surface", voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20,
                  tolerance: float = 0.05, step: int = 4, progress: bool = True):
-        if isinstance(sets, int | float) and not isinstance(sets, bool):
-            sets, k_threshold = "surface", float(sets)
         self.source = source = Rooms(source) if isinstance(source, RoomWorld) else source
-        _check_options(source, minimum, sets, k_threshold)
+        sets, k_threshold = _check_options(source, minimum, sets, k_threshold)
         options = {"minimum": minimum, "sets": sets, "voxel": voxel, "k_threshold": k_threshold,
                    "min_vertices": min_vertices, "tolerance": tolerance, "step": step}
         self.files = _scene_files(source, options, Path(cache or runs_root() / "cache" / "pairs"))
-        _compute(source, self.files, options, progress)
-        self.pairs, self.shares, self.skipped, self.counts = _assemble(source, self.files, minimum)
+        failed = _compute(source, self.files, options, progress)
+        self.pairs, self.shares, self.skipped, self.counts = _assemble(source, self.files, failed, minimum)
+        self.notes = _notes(source, self.skipped, self.counts, minimum)
         self.name, self.classes, self.split = f"{source.name}_pairs", source.classes, source.split
         digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode()).hexdigest()[:8]
         self.version = f"{source.version}-{digest}"
@@ -299,18 +328,19 @@ class FramePairs:
         return PairSample.of(self.source[i], self.source[j], self.scene(number))
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #pairs-by-name
-def room_pairs(split: str = "train", count: int = 128, size: tuple[int, int] = (96, 128), seed: int = 0, views: int = 4,
-               minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
-               voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+def room_pairs(split: str = "train", count: Count = 128, size: tuple[Count, Count] = (96, 128), seed: int = 0,
+               views: Count = 4, minimum: Share = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
+               voxel: Positive = 0.02, k_threshold: Positive = 0.01, min_vertices: Count = 20) -> FramePairs:
     """`FramePairs` of the room world."""
     rooms = RoomWorld(split, count, size, seed, views)
     return FramePairs(rooms, minimum, cache, sets, voxel, k_threshold, min_vertices)
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #sequence-pairs
-def sequence_pairs(root: str | Path, layout: str = "auto", every: int = 25,
-                   scenes: str | Path | list[str] | None = None, minimum: float = 0.3, cache: str | Path | None = None,
-                   sets: str | float = "surface", voxel: float = 0.02, k_threshold: float = 0.01,
-                   min_vertices: int = 20) -> FramePairs:
-    """`FramePairs` of posed scans, of every 25th frame as in Pri3D."""
-    frames = RGBDSequences(root, layout, every, scenes)
+def sequence_pairs(root: str | Path, layout: str = "auto", every: Count = 25,
+                   scenes: str | Path | list[str] | None = None, minimum: Share = 0.3, cache: str | Path | None = None,
+                   sets: str | float = "surface", voxel: Positive = 0.02, k_threshold: Positive = 0.01,
+                   min_vertices: int = 20, poses: str = "camera_to_world", pose_unit: str = "m",
+                   depth_scale: float = 0.001, intrinsics: str | Path | dict | list | None = None) -> FramePairs:
+    """`FramePairs` of posed scans, of every 25th frame as in Pri3D; options of `RGBDSequences` and `FramePairs`."""
+    frames = RGBDSequences(root, layout, every, scenes, poses, pose_unit, depth_scale, intrinsics)
     return FramePairs(frames, minimum, cache, sets, voxel, k_threshold, min_vertices)

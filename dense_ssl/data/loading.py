@@ -7,7 +7,7 @@ __all__ = ['Make', 'StepBatches', 'Samples', 'PairViews', 'Batch', 'step_loader'
 
 # %% ../../nbs/02_data/08_loading.ipynb #d9813be6
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from typing import Any
 
@@ -91,15 +91,13 @@ Make = Callable[[list[Sample], list[Generator]], tuple]
 class PairViews:
     """Two batches of views, one pair of each sample, as arguments of a method.
 
-    size: side of a view in pixels. scale: share of the image's area in a crop. normalize: bring depth to [0, 1] per
-    image.
-    Raises: `ValueError` for a size that is not one number.
+    size: side of a view in pixels, or (H, W). scale: share of the image's area in a crop. normalize: bring depth to
+    [0, 1] per image.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float] = (0.08, 1.0), normalize: bool = True):
-        if not isinstance(size, int):
-            raise ValueError(f"crop is {size}; views are square and need one number, the side in pixels")
-        self.size, self.scale, self.normalize, self.smallest = size, scale, normalize, (size, size)
+    def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.08, 1.0), normalize: bool = True):
+        self.size, self.scale, self.normalize = size, scale, normalize
+        self.smallest = (size, size) if isinstance(size, int) else tuple(size)
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, View]:
         if self.normalize:
@@ -111,12 +109,15 @@ class PairViews:
 # %% ../../nbs/02_data/08_loading.ipynb #batch
 @dataclass(slots=True)
 class Batch:
-    """A micro-batch: what `make` gave, the images' names, a message for each skipped image, `make.finish` or None."""
+    """A micro-batch: what `make` gave, the images' names, a message for each skipped image, `make.finish` or None, and
+    the notes of the samples, what was changed in reading them (`files.note`), to be counted.
+    """
 
     inputs: tuple[Any, ...]
     names: list[str]
     skipped: list[str]
     finish: Callable[..., tuple] | None = None
+    notes: list[str] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch with its inputs on `device`; a copy from pinned memory to a GPU does not wait."""
@@ -137,7 +138,8 @@ class Batch:
 def _collate(make: Make, items: list[tuple[Sample, Generator, list[str]]]) -> Batch:
     samples, generators, skipped = zip(*items, strict=True)
     inputs, finish = make(list(samples), list(generators)), getattr(make, "finish", None)
-    return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish)
+    notes = [sentence for sample in samples for sentence in sample.notes]
+    return Batch(inputs, [s.name for s in samples], sum(skipped, []), finish, notes)
 
 # %% ../../nbs/02_data/08_loading.ipynb #collate
 def _init_worker(_: int) -> None:

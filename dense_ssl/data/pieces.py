@@ -6,6 +6,7 @@
 __all__ = ['cut_out', 'object_windows', 'Pieces']
 
 # %% ../../nbs/02_data/10_pieces.ipynb #6b59d6de
+from collections import Counter
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from scipy import ndimage
 
 from .views import INDEX_MAPS, BadSample, Sample
+from ..files import note
 
 # %% ../../nbs/02_data/10_pieces.ipynb #cut-out
 def cut_out(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
@@ -69,21 +71,24 @@ class Pieces:
             raise ValueError(f'pieces is {kind!r}; needs "patches" or "objects"')
         self.dataset, self.kind, self.smallest = dataset, kind, smallest
         self.name, self.version, self.split = f"{dataset.name} {kind}", dataset.version, dataset.split
-        self.classes = dataset.classes
+        self.classes, self.notes = dataset.classes, Counter(getattr(dataset, "notes", ()))
 
     @cached_property
     def windows(self) -> list[tuple[int, tuple[int, int, int, int]]]:
         """(index of the image, window) of every piece."""
-        found = []
+        found, none = [], 0
         for i in range(len(self.dataset)):
             try:
                 sample = self.dataset[i]
             except BadSample:  # it is reported where it is used; here it has no pieces
+                none += 1
                 continue
             H, W = sample.image.shape[-2:]
             side = max(1, H // 3)
             windows = _squares(H, W, side) if self.kind == "patches" else object_windows(sample, self.smallest or side)
             found += [(i, window) for window in windows]
+            none += not windows
+        note(self.notes, f"images without {self.kind} to cut out", none)
         if not found:
             raise ValueError(f"{self.dataset.name} has no {self.kind} to cut out")
         return found
@@ -92,5 +97,4 @@ class Pieces:
         return len(self.windows)
 
     def __getitem__(self, index: int) -> Sample:
-        i, window = self.windows[index]
-        return cut_out(self.dataset[i], *window)
+        return cut_out(self.dataset[self.windows[index][0]], *self.windows[index][1])

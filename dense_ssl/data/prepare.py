@@ -24,10 +24,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..core import atomic_path, read_json, write_json
+from ..core import atomic_path, read_json, run_lock, write_json
+from ..files import digest
 from ..geometry.depth import write_depth_png
-from ..processes import run_processes
+from ..processes import leave, run_processes
+from .catalog import open_images
 from .folders import ImageFolder
+from .map_names import find_map
 from .views import BadSample, Sample
 
 # %% ../../nbs/02_data/06_prepare.ipynb #write-map
@@ -63,6 +66,7 @@ def check_tree(out: str | Path, settings: dict[str, Any]) -> None:
     settings = json.loads(json.dumps(settings))
     if (out / "tree.json").is_file():
         told = read_json(out / "tree.json")
+        told = {"contents": settings["contents"], **told} if "contents" in settings else told  # earlier trees lack it
         keys = [k for k in sorted(told | settings) if told.get(k) != settings.get(k)]
         if keys:
             change = ", ".join(f"{k} {told.get(k)!r} (now {settings.get(k)!r})" for k in keys)
@@ -91,22 +95,25 @@ def write_tree(
     make: Make, images: str | Path | ImageFolder, out: str | Path, kind: str, settings: dict[str, Any] | None = None,
     suffix: str = ".png", shard: int = 0, shards: int = 1, strict: bool = False, progress: bool = True,
 ) -> dict[str, Any]:
-    """Write make(sample), a map (H, W), for every image that has none yet, into the mirrored tree `out`.
+    """Write make(sample), a map (H, W), for every image that has none yet, or one older than the image or one of its
+    own
+    maps, into the mirrored tree `out`.
 
     images: a folder or an ImageFolder. kind: what the maps are ("depth", "disparity", "regions", ...), kept in
     out/tree.json together with `settings` and suffix. shard, shards: this process takes every shards-th image.
-    Returns {"images", "existing", "written", "bad": {name: sentence}} of this shard. When the whole tree is complete,
-    out/done.json is written. ValueError: other settings than the tree's, two images with one map. With strict, the
-    first bad image raises its BadSample.
+    Returns {"images", "existing", "written", "renewed", "bad": {name: sentence}} of this shard. When the whole tree is
+    complete, out/done.json is written. ValueError: other settings than the tree's, two images with one map. With
+    strict, the first bad image raises its BadSample.
     """
     if not 0 <= shard < shards:
         raise ValueError(f"shard is {shard} of {shards}; needs 0 <= shard < shards")
-    images, out = images if isinstance(images, ImageFolder) else ImageFolder(images), Path(out)
+    images, out = ImageFolder(images) if isinstance(images, str | Path) else images, Path(out)
     targets = _targets(images, out, suffix)
     check_tree(out, {"kind": kind, "suffix": suffix, **(settings or {})})
     (out / "done.json").unlink(missing_ok=True)
     mine = range(shard, len(images), shards)
-    todo, bad = [i for i in mine if not targets[i].is_file()], {}
+    old = {i for i in mine if _outdated(images, i, targets[i])}
+    todo, bad = [i for i in mine if i in old or not targets[i].is_file()], {}
     bar = tqdm(todo, total=len(mine), initial=len(mine) - len(todo), unit="image", disable=not progress,
                mininterval=0.5 if sys.stderr.isatty() else 2, desc=f"shard {shard + 1}/{shards}")
     for i in bar:
@@ -115,11 +122,13 @@ def write_tree(
         except BadSample as error:
             if strict:
                 raise
+            targets[i].unlink(missing_ok=True)  # of an image that was another one
             bad[images.names[i]] = str(error)
             bar.write(f"skipped: {error}", file=sys.stderr)
     write_json(out / ".bad" / f"{shard}-of-{shards}.json", bad)
     finish_tree(images, out, suffix)
-    return {"images": len(mine), "existing": len(mine) - len(todo), "written": len(todo) - len(bad), "bad": bad}
+    return {"images": len(mine), "existing": len(mine) - len(todo), "written": len(todo) - len(bad),
+            "renewed": len(old), "bad": bad}
 
 # %% ../../nbs/02_data/06_prepare.ipynb #targets
 def _targets(images: ImageFolder, out: Path, suffix: str) -> list[Path]:
@@ -131,6 +140,16 @@ def _targets(images: ImageFolder, out: Path, suffix: str) -> list[Path]:
             raise ValueError(f"{images.root}: {seen[path]} and {name} would have the same map {path}; rename one")
         seen[path] = name
     return list(seen)
+
+# %% ../../nbs/02_data/06_prepare.ipynb #outdated
+def _outdated(images: ImageFolder, index: int, target: Path) -> bool:
+    "Whether a map is there and older than its image or than a map of the same image that it may be made of."
+    if not target.is_file():
+        return False
+    name = images.names[index]
+    own = (find_map(tree, name, images.namings[what]) for what, tree in images.trees.items())
+    made = target.stat().st_mtime_ns
+    return any(p and p.is_file() and p.stat().st_mtime_ns > made for p in (images.root / name, *own))
 
 # %% ../../nbs/02_data/06_prepare.ipynb #finish-tree
 def finish_tree(images: ImageFolder, out: Path, suffix: str) -> bool:
@@ -154,7 +173,7 @@ def finish_tree(images: ImageFolder, out: Path, suffix: str) -> bool:
 # %% ../../nbs/02_data/06_prepare.ipynb #job
 class Job(BaseModel, extra="forbid", frozen=True):
     """What to write: factory "module:function" called with arguments and runtime gives `make`; images are the
-    arguments of ImageFolder; kind None = make.kind."""
+    arguments of `data.catalog.open_images`; kind None = make.kind."""
 
     factory: str
     images: dict[str, Any]
@@ -185,6 +204,12 @@ def _factory(name: str) -> Callable[..., Make]:
         raise ValueError(f"factory is {name!r}, a {type(found).__name__}; needs an importable 'module:function'")
     return found
 
+# %% ../../nbs/02_data/06_prepare.ipynb #contents
+def _contents(options: dict[str, Any]) -> dict[str, str]:
+    "Digests of the JSON files that options name, such as intrinsics: what they say decides the maps, not their name."
+    return {name: digest(value) for name, value in sorted(options.items())
+            if isinstance(value, str) and value.endswith(".json") and Path(value).is_file()}
+
 # %% ../../nbs/02_data/06_prepare.ipynb #run-job
 def run_job(job: Job, shard: int = 0, shards: int = 1, progress: bool = True) -> dict[str, Any]:
     "Do one shard of a job in this process; returns the report of `write_tree`."
@@ -193,8 +218,9 @@ def run_job(job: Job, shard: int = 0, shards: int = 1, progress: bool = True) ->
     if not kind:
         raise ValueError(f"kind is missing in the job and {job.factory} does not tell it; needs e.g. 'disparity'")
     inputs = {k: v for k, v in job.images.items() if k != "root"}
-    settings = {"factory": job.factory, "arguments": job.arguments, "images": inputs, "version": __version__}
-    images = ImageFolder(**job.images)
+    settings = {"factory": job.factory, "arguments": job.arguments, "images": inputs, "version": __version__,
+                "contents": _contents(inputs | job.arguments)}
+    images = open_images(job.images)
     return write_tree(make, images, job.out, kind, settings, job.suffix, shard, shards, job.strict, progress)
 
 # %% ../../nbs/02_data/06_prepare.ipynb #monocular
@@ -219,8 +245,8 @@ def prepare_tree(
 ) -> dict[str, Any]:
     """Write job's tree with that many processes on this machine; returns the content of out/done.json.
 
-    log_dir gets job.json and one log per process; show gets the newest progress line. RuntimeError with the end of
-    the log of the first process that failed.
+    log_dir gets job.json and one log per process; show gets the newest progress line. RuntimeError when
+    another command works with this log_dir, or when a process fails: with its sentence, or the end of its log.
     """
     if processes < 1:
         raise ValueError(f"processes is {processes}; needs at least 1")
@@ -229,7 +255,8 @@ def prepare_tree(
     command = [sys.executable, "-m", "dense_ssl.data.prepare", f"--job={file}", f"--shards={processes}", "--shard"]
     # who shares the machine says so
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
-    run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
+    with run_lock(log_dir):
+        run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
     return read_json(Path(job.out) / "done.json")
 
 # %% ../../nbs/02_data/06_prepare.ipynb #main
@@ -242,8 +269,8 @@ def main(arguments: list[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         print(json.dumps(run_job(read_job(args.job), args.shard, args.shards)))
-    except (ValueError, OSError) as error:  # bad input, a full disk: one sentence
-        raise SystemExit(f"error: {error}") from error
+    except (Exception, KeyboardInterrupt) as error:
+        leave(error, Path(args.job).parent)
 
 # %% ../../nbs/02_data/06_prepare.ipynb #53b2b941
 if __name__ == "__main__" and "__file__" in globals():  # a program, not a notebook

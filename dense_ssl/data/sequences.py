@@ -7,8 +7,11 @@ __all__ = ['read_pose', 'RGBDSequences']
 
 # %% ../../nbs/02_data/03_sequences.ipynb #fb22be2b
 import hashlib
+import re
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +20,13 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .folders import read_image
+from .poses import POSE_UNITS, POSES, camera_to_world
 from .surfaces import scan_labels, scan_surface
 from .views import BadSample, Sample
+from ..core import find_named, read_text
+from ..files import content_key, digest, natural, note, read_lines
 from ..geometry.camera import check_intrinsics, read_intrinsics, resize_intrinsics
-from ..geometry.depth import read_sensor_depth
+from ..geometry.depth import StoredDepth, read_stored
 from ..geometry.reprojection import check_pose
 
 # %% ../../nbs/02_data/03_sequences.ipynb #listing
@@ -36,7 +42,7 @@ def _listing(folder: Path, layout: str) -> list[dict[str, str]]:
              if path.suffix.lower() in suffixes and path.stem.endswith(mark) and path.name[0] != "."}
             for pattern, mark, suffixes in _LAYOUTS[layout]]
 
-
+# %% ../../nbs/02_data/03_sequences.ipynb #layout
 def _layout(folder: Path, layout: str) -> str | None:
     "Which of the layouts the frames directly in `folder` have; None where there are none."
     # of ScanNet's three folders one may not have arrived
@@ -48,24 +54,29 @@ def _layout(folder: Path, layout: str) -> str | None:
 def _read_matrix(path: Path) -> np.ndarray:
     "The numbers of a text file as a square matrix, float64; ValueError naming the file."
     try:
-        values = np.array(path.read_text().split(), float)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read as numbers ({error})") from None
+        values = np.array(re.split(r"[\s,;]+", read_text(path, "file of numbers").strip(" \t\r\n,;")), float)
+    except ValueError as error:
+        reason = str(error) if str(path) in str(error) else f"{path}: cannot be read as numbers ({error})"
+        raise ValueError(reason) from None
     if values.size not in (9, 16):
         raise ValueError(f"{path}: holds {values.size} numbers; needs a matrix, 4 x 4 or 3 x 3")
     return values.reshape((3, 3) if values.size == 9 else (4, 4))
 
 # %% ../../nbs/02_data/03_sequences.ipynb #read-pose
-def read_pose(path: str | Path) -> Tensor:
-    """The pose in a text file of sixteen numbers: float32 (4, 4), camera to world, metres.
+def read_pose(path: str | Path, poses: str = "camera_to_world", unit: str = "m") -> Tensor:
+    """The pose in a text file of sixteen numbers: float32 (4, 4), camera to world, metres, from one written as `poses`
+    in `unit` (`data.poses`).
 
     Raises: `ValueError` naming the file: missing, not sixteen numbers, not finite (ScanNet's lost frames), or not a
     rotation and a shift.
     """
-    matrix = _read_matrix(Path(path))
+    matrix = torch.from_numpy(_read_matrix(Path(path)))
     if matrix.shape != (4, 4):
         raise ValueError(f"{path}: holds 9 numbers; a pose is 4 x 4")
-    return check_pose(torch.from_numpy(matrix), str(path)).float()
+    if matrix[:, 3].tolist() == [0, 0, 0, 1] and matrix[3].tolist() != [0, 0, 0, 1]:
+        raise ValueError(f"{path}: has its shift in the last row; needs the transposed matrix, whose last row is 0 0 "
+                         "0 1")
+    return camera_to_world(check_pose(matrix, str(path)), poses, unit).float()
 
 # %% ../../nbs/02_data/03_sequences.ipynb #central
 def _central(path: Path, size: tuple[int, int]) -> Tensor:
@@ -77,18 +88,31 @@ def _central(path: Path, size: tuple[int, int]) -> Tensor:
                          "stored images")
     return K
 
+# %% ../../nbs/02_data/03_sequences.ipynb #camera-file
+_CAMERAS = ("intrinsic/intrinsic_{}.txt", "intrinsics_{}.txt", "intrinsic_{}.txt")  # where a scene's matrices lie
+_PLACES = (*(place.format("depth") for place in _CAMERAS), "camera.json")
+
+# %% ../../nbs/02_data/03_sequences.ipynb #find-camera
+def _camera_file(folder: Path) -> Path:
+    "Where the intrinsics of a scene are; ValueError naming the scene if they are nowhere."
+    found = next((folder / place for place in _PLACES if (folder / place).is_file()), None)
+    if found is None:
+        raise ValueError(f"{folder}: has no intrinsics; needs {', '.join(_PLACES)}, or the option intrinsics")
+    return found
+
 # %% ../../nbs/02_data/03_sequences.ipynb #scan-intrinsics
-def _scan_intrinsics(folder: Path, depth: tuple[int, int], colour: tuple[int, int]) -> Tensor:
-    """K of a ScanNet scene for depth maps of size (H, W); ValueError naming the file if it, or the colour camera's,
-    belongs to another size."""
-    path = folder / "intrinsic" / "intrinsic_depth.txt"
+def _scan_intrinsics(path: Path, depth: tuple[int, int], colour: tuple[int, int]) -> Tensor:
+    """K in a file of `_PLACES` for depth maps of size (H, W); ValueError naming the file if it, or the colour camera's
+    beside it, belongs to another size."""
+    if path.suffix == ".json":
+        return read_intrinsics(path, depth)
     K = _central(path, depth)
-    other = path.with_name("intrinsic_color.txt")
+    other = path.with_name(path.name.replace("depth", "color"))
     if other.is_file():
         corners = torch.tensor([[0.0, 0, 1], [depth[1] - 1, depth[0] - 1, 1]]).T
         seen = resize_intrinsics(_central(other, colour), colour, depth) @ torch.linalg.inv(K) @ corners
         if (seen - corners).abs().max() > 0.05 * depth[1]:
-            raise ValueError(f"{other}: sees another part of the scene than intrinsic_depth.txt (images {colour[1]} x "
+            raise ValueError(f"{other}: sees another part of the scene than {path.name} (images {colour[1]} x "
                              f"{colour[0]}, depth {depth[1]} x {depth[0]} pixels); needs images of the depth's field "
                              "of view, or no such file where they have it")
     return K
@@ -98,14 +122,18 @@ def _find_scenes(root: Path, layout: str, wanted: str | Path | Iterable[str] | N
     "Folder and layout of each scene by its name; ValueError if there is none or a wanted one is missing."
     if not root.is_dir():
         raise ValueError(f"{root}: there is no such folder of scenes")
-    places = [root] if _layout(root, layout) else sorted(p for p in root.iterdir() if p.is_dir())
-    found = {p.resolve().name: (p, kind) for p in places if (kind := _layout(p, layout))}
+    below = [p for p in root.iterdir() if p.is_dir() and p.name[0] != "."]
+    places = [root] if _layout(root, layout) else sorted(below, key=lambda p: (p.is_symlink(), natural(p.name)))
+    found: dict[str, tuple[Path, str]] = {}
+    for place in places:
+        if kind := _layout(place, layout):
+            found.setdefault(place.resolve().name, (place, kind))
     if not found:
-        there = ", ".join(sorted(p.name for p in root.iterdir())[:5]) or "nothing"
+        there = ", ".join(sorted((p.name for p in root.iterdir()), key=natural)[:5]) or "nothing"
         raise ValueError(f"{root}: holds no scene of layout {layout!r}; needs folders with color/, depth/ and pose/, "
                          f"or with NNNN.color.jpg, NNNN.depth.png and NNNN.pose.txt; found {there}")
     if isinstance(wanted, str | Path):
-        wanted = Path(wanted).read_text().split()
+        wanted = read_lines(wanted, "list of scenes")
     names = list(found if wanted is None else wanted)
     if missing := [n for n in names if n not in found]:
         raise ValueError(f"{root}: has no scene {missing[0]!r} ({len(missing)} of {len(names)} wanted ones are "
@@ -113,101 +141,110 @@ def _find_scenes(root: Path, layout: str, wanted: str | Path | Iterable[str] | N
     return {n: found[n] for n in names}
 
 # %% ../../nbs/02_data/03_sequences.ipynb #frames
-def _frames(folder: Path, layout: str, every: int) -> tuple[list[tuple[str, str, str]], list[Tensor], list[str]]:
+def _kept(stems: Iterable[str], every: int) -> list[str]:
+    "Every so many of the frames, in order, by their numbers where the stems differ in one last number alone."
+    ordered = sorted(stems, key=natural)
+    parts = [re.fullmatch(r"(.*?)([0-9]+)", stem) for stem in ordered]
+    if not all(parts) or len({part[1] for part in parts}) > 1:
+        return ordered[::every]
+    kept, due = [], 0
+    for stem, part in zip(ordered, parts, strict=True):
+        if int(part[2]) >= due or not kept:
+            kept.append(stem)
+            due = int(part[2]) + every
+    return kept
+
+# %% ../../nbs/02_data/03_sequences.ipynb #usable-frames
+def _frames(folder: Path, layout: str, every: int, poses: tuple[str, str],
+            notes: Counter[str]) -> tuple[list[tuple[str, str, str]], list[Tensor], list[str]]:
     "Stem, colour and depth file of the usable frames of a scene, their poses, and a sentence for each of the others."
-    files, frames, poses, skipped = _listing(folder, layout), [], [], []
+    files, frames, found, skipped = _listing(folder, layout), [], [], []
     if none := [what for what, there in zip(("colour", "depth", "pose"), files, strict=True) if not there]:
-        return frames, poses, [f"{folder}: has no {' and no '.join(none)} files at all"]
-    # in the order of their numbers; names that are none come last
-    stems = sorted(set().union(*files), key=lambda stem: (int(stem) if stem.isdigit() else float("inf"), stem))
-    for stem in stems[::every]:
+        return frames, found, [f"{folder}: has no {' and no '.join(none)} files at all"]
+    stems = set().union(*files)
+    kept = _kept(stems, every)
+    note(notes, f"frames left out, since every {every}th is kept", len(stems) - len(kept))
+    for stem in kept:
         missing = [what for what, there in zip(("colour", "depth", "pose"), files, strict=True) if stem not in there]
         try:
             if missing:
                 raise ValueError(f"{folder}: frame {stem} has no {' and no '.join(missing)} file")
-            poses.append(read_pose(folder / files[2][stem]))
+            found.append(read_pose(folder / files[2][stem], *poses))
             frames.append((stem, files[0][stem], files[1][stem]))
         except ValueError as error:
             skipped.append(str(error))
     if not frames:
         skipped.append(f"{folder}: has no usable frame")
-    return frames, poses, skipped
+    return frames, found, skipped
 
 # %% ../../nbs/02_data/03_sequences.ipynb #read-frame
-def _read_frame(folder: Path, layout: str, colour: str, depth: str, name: str, pose: Tensor) -> Sample:
+def _read_frame(folder: Path, colour: str, depth: str, name: str, pose: Tensor, stored: StoredDepth,
+                camera: Any) -> Sample:
     "One frame with its image at the size of its depth; BadSample naming the file that cannot be used."
-    image = read_image(folder / colour)
+    notes = Counter()
+    image, metres = read_image(folder / colour, notes), read_stored(folder / depth, stored, notes)
+    (h, w), (H, W) = size, there = tuple(metres.shape), tuple(image.shape[-2:])
+    if abs(w * H / (h * W) - 1) > 0.02:
+        raise BadSample(f"{folder / colour}: is {W} x {H} pixels and its depth map {w} x {h}, another shape, so that "
+                        f"the two see different parts of the scene; needs images of the depth's field of view")
     try:
-        metres = read_sensor_depth(folder / depth)
-        size, stored = tuple(metres.shape), tuple(image.shape[-2:])
-        K = _scan_intrinsics(folder, size, stored) if layout == "scannet" else read_intrinsics(folder / "camera.json",
-                                                                                               size)
+        K = _scan_intrinsics(camera, size, there) if isinstance(camera, Path) else read_intrinsics(camera, size)
     except ValueError as error:
         raise BadSample(str(error)) from None
-    if not metres.isfinite().any():
-        raise BadSample(f"{folder / depth}: has no pixel with depth")
-    return Sample(image=image if stored == size else TF.resize(image, list(size), antialias=True), name=name,
-                  depth=metres, K=K, pose=pose)
+    if there != size:
+        note(notes, "images brought to their depth map's size")
+        image = TF.resize(image, list(size), antialias=True)
+    return Sample(image=image, name=name, depth=metres, K=K, pose=pose, notes=tuple(notes))
 
 # %% ../../nbs/02_data/03_sequences.ipynb #read-scenes
-def _read_scenes(root: Path, places: dict[str, tuple[Path, str]], every: int) -> tuple:
-    """The frames' numbers of each scene, (scene, stem, colour, depth) of each frame, their poses (N, 4, 4), and a
-    sentence for each thing that is not used; ValueError when nothing is."""
-    scenes, files, poses, skipped = {}, [], [], []
+def _read_scenes(root: Path, places: dict[str, tuple[Path, str]], every: int, written: tuple[str, str],
+                 camera: Any, notes: Counter[str]) -> tuple:
+    """The frames' numbers of each scene, (scene, stem, colour, depth) of each frame, their poses (N, 4, 4), a camera
+    for
+    each scene, and a sentence for each thing that is not used; ValueError when nothing is."""
+    scenes, files, poses, cameras, skipped = {}, [], [], {}, []
     for scene, (folder, kind) in tqdm(places.items(), desc="scenes", unit="scene", disable=len(places) < 50):
-        frames, found, left_out = _frames(folder, kind, every)
+        try:
+            cameras[scene] = _camera_file(folder) if camera is None else camera
+        except ValueError as error:
+            skipped.append(str(error))
+            continue
+        frames, found, left_out = _frames(folder, kind, every, written, notes)
         if frames:
             scenes[scene] = range(len(files), len(files) + len(frames))
         files += [(scene, *frame) for frame in frames]
         poses, skipped = poses + found, skipped + left_out
     if not files:
-        raise ValueError(f"{root}: none of its frames can be used; the first of {len(skipped)} reasons: {skipped[0]}")
-    return scenes, files, torch.stack(poses), skipped
+        raise ValueError(f"{skipped[0]} ({root}: none of its frames can be used; the first of {len(skipped)} reasons)")
+    note(notes, "frames or scenes left out, since they cannot be used", len(skipped))
+    return scenes, files, torch.stack(poses), cameras, skipped
 
 # %% ../../nbs/02_data/03_sequences.ipynb #check-options
-def _check_options(layout: str, every: int) -> None:
-    if layout not in ("auto", *_LAYOUTS) or every < 1:
+def _check_options(layout: str, every: int, poses: str, unit: str) -> None:
+    if layout not in ("auto", *_LAYOUTS) or not isinstance(every, int) or every < 1:
         raise ValueError(f"layout is {layout!r} and every is {every}; needs one of auto, {', '.join(_LAYOUTS)}, and at "
                          "least 1")
+    find_named("poses", poses, POSES), find_named("pose_unit", unit, POSE_UNITS)
 
 # %% ../../nbs/02_data/03_sequences.ipynb #key
-def _key(scene: str, folder: Path, stems: list[str], poses: Tensor) -> str:
-    digest = hashlib.sha256(poses.numpy().tobytes()).hexdigest()[:12]
-    meshes = sorted(p for kind in ("*.ply", "*.segs.json") for p in folder.glob(kind))
-    return " ".join([scene, digest, *stems, *(f"{p.name}:{p.stat().st_size}" for p in meshes)])
+def _key(folder: Path, files: list[tuple], poses: Tensor, facts: Any, camera: Any) -> str:
+    "`content_key` of a scene: its frames' files, poses, camera, mesh, and the options that say how they are read."
+    meshes = sorted(p.name for kind in ("*.ply", "*.segs.json") for p in folder.glob(kind))
+    cameras = [place.format(what) for place in _CAMERAS for what in ("depth", "color")] + ["camera.json"]
+    own = [str(Path(camera).resolve())] if isinstance(camera, str | Path) else []
+    digest = hashlib.sha256(poses.numpy().tobytes()).hexdigest()
+    names = [name for frame in files for name in frame[-2:]]
+    return content_key([facts, camera, digest, files], root=folder, files=[*names, *cameras, *meshes, *own])
 
-# %% ../../nbs/02_data/03_sequences.ipynb #rgbdsequences
-class RGBDSequences:
-    """Posed RGB-D frames, scene by scene; `ds[i]` is a Sample with image, depth in metres, K and pose.
-
-    root: a folder of scenes, or one scene. layout: "scannet", "flat" or "auto". every: keep every so many frames of a
-    scene. scenes: names of the scenes to keep, or a text file of them. `scenes`: the frames' numbers of each scene,
-    {name: range}. `skipped`: a sentence for each frame or scene that cannot be used.
-    Raises: `ValueError`: no scene in root, no usable frame, an unknown layout, a named scene that is not there. `ds[i]`
-    raises BadSample.
-    """
-
-    classes, split = None, "all"
-
-    def __init__(self, root: str | Path, layout: str = "auto", every: int = 1,
-                 scenes: str | Path | Iterable[str] | None = None):
-        _check_options(layout, every)
-        self.name, self.settings = Path(root).resolve().name, {"root": str(Path(root).resolve()), "every": every}
-        self._places = _find_scenes(Path(root), layout, scenes)
-        self.scenes, self._files, self._poses, self.skipped = _read_scenes(Path(root), self._places, every)
-        self.version = hashlib.sha256("".join(map(self.key, self.scenes)).encode()).hexdigest()[:8]
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, index: int) -> Sample:
-        scene, stem, colour, depth = self._files[index]
-        return _read_frame(*self._places[scene], colour, depth, f"{scene}/{stem}", self._poses[index])
+# %% ../../nbs/02_data/03_sequences.ipynb #scene-parts
+class _Scenes:
+    "What belongs to a scene as a whole."
 
     def key(self, scene: str) -> str:
-        """A text that changes when the scene has other frames, poses or another mesh."""
-        return _key(scene, self._places[scene][0], [self._files[i][1] for i in self.scenes[scene]],
-                    self._poses[list(self.scenes[scene])])
+        """A text that changes with anything that the scene is made of, see `files.content_key`."""
+        chosen = list(self.scenes[scene])
+        return _key(self._places[scene][0], [self._files[i] for i in chosen], self._poses[chosen],
+                    [self.settings, self.stored], self._cameras[scene])
 
     def surface(self, scene: str, k_threshold: float | None, min_vertices: int) -> tuple[np.ndarray, np.ndarray] | None:
         """Vertices (V, 3) and set ids (V,) of the scene's mesh, see `scan_surface`; None where it has no mesh."""
@@ -216,3 +253,38 @@ class RGBDSequences:
     def truth(self, scene: str) -> tuple[np.ndarray, np.ndarray]:
         """Vertices (V, 3) and true sets (V,) of the scene's labelled mesh, see `scan_labels`."""
         return scan_labels(self._places[scene][0])
+
+# %% ../../nbs/02_data/03_sequences.ipynb #rgbdsequences
+class RGBDSequences(_Scenes):
+    """Posed RGB-D frames, scene by scene; `ds[i]` is a Sample with image, depth in metres, K and pose.
+
+    root: a folder of scenes, or one scene. layout: "scannet", "flat" or "auto". every: keep every so many frames of a
+    scene. scenes: names of the scenes to keep, or a text file of them. poses, pose_unit: how poses are written, see
+    `data.poses`. depth_scale: metres of one raw unit. intrinsics: of all scenes, as `geometry.camera.read_intrinsics`
+    takes them; None: the scenes' own. `scenes`: the frames' numbers of each scene, {name: range}. `skipped`: a sentence
+    for each frame or scene that cannot be used; `notes`: what was left out, counted (`files.note`).
+    Raises: `ValueError`: no scene in root, no usable frame, an unknown layout, a named scene that is not there. `ds[i]`
+    raises BadSample.
+    """
+
+    classes, split = None, "all"
+
+    def __init__(self, root: str | Path, layout: str = "auto", every: int = 1,
+                 scenes: str | Path | list[str] | None = None, poses: str = "camera_to_world", pose_unit: str = "m",
+                 depth_scale: float = 0.001, intrinsics: str | Path | dict | list | None = None):
+        _check_options(layout, every, poses, pose_unit)
+        self.stored = StoredDepth(depth_scale, invalid=(0, 65535)).check()
+        self.name, self.settings = Path(root).resolve().name, {"root": str(Path(root).resolve()), "every": every}
+        self._places, self.notes = _find_scenes(Path(root), layout, scenes), Counter()
+        self.scenes, self._files, self._poses, self._cameras, self.skipped = _read_scenes(
+            Path(root), self._places, every, (poses, pose_unit), intrinsics, self.notes)
+        cameras = [digest(c) if isinstance(c, Path) else c for c in self._cameras.values()]
+        self.version = content_key([self._poses.tolist(), self._files, cameras, self.stored])[:8]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> Sample:
+        scene, stem, colour, depth = self._files[index]
+        return _read_frame(self._places[scene][0], colour, depth, f"{scene}/{stem}", self._poses[index], self.stored,
+                           self._cameras[scene])

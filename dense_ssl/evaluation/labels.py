@@ -42,6 +42,8 @@ def check_labels(sample: object, classes: int, ignore_index: int = 255) -> Tenso
 def class_names(train: Sequence, test: Sequence) -> list[str]:
     """The classes of two splits. Raises: `ValueError` when there are none, more than 255, or when they differ."""
     names = list(train.classes or [])
+    if not names:
+        raise ValueError(f"{train.name} has no classes; needed: their names or number, for a folder the option classes")
     if not 1 <= len(names) <= 255 or names != list(test.classes or []):
         raise ValueError(f"{train.name} has classes {train.classes}, {test.name} has {test.classes}; needed: the same, "
                          "1 to 255")

@@ -164,11 +164,14 @@ def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], si
         raise ValueError(f"{name} has no {', '.join(missing)}; needs {{'width': pixels, 'height': pixels, 'K': 3 x 3}}")
     (height, width), old = size, (found["height"], found["width"])
     try:
-        K = check_intrinsics(found["K"], old, f"{name}: K")
-    except (TypeError, RuntimeError):
+        matrix, whole = torch.as_tensor(found["K"], dtype=torch.float32), [math.floor(side) for side in old]
+        if whole != list(old) or min(whole) < 1:
+            raise ValueError
+    except (TypeError, RuntimeError, ValueError, OverflowError):
         raise ValueError(f"{name} has the size {old[1]!r} x {old[0]!r} and K {found['K']!r}; needs whole numbers and "
                          "3 x 3 numbers") from None
-    if abs(width / height / (old[1] / old[0]) - 1) > 0.02:
+    K = check_intrinsics(matrix, old, f"{name}: K")
+    if abs(width * old[0] / (height * old[1]) - 1) > 0.02:
         raise ValueError(f"{name} is for {old[1]} x {old[0]} pixels and the image is {width} x {height}: another "
                          "shape, so it was cropped; "
                          "needs the intrinsics of the cropped image")

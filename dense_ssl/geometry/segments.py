@@ -318,7 +318,8 @@ def read_mesh(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
         mesh = trimesh.load_mesh(path, file_type="ply", process=False)
         vertices, faces = np.asarray(mesh.vertices), np.asarray(mesh.faces)
     except Exception as error:  # a broken file can fail anywhere in a parser
-        raise ValueError(f"{path} cannot be read as PLY: {type(error).__name__}: {error}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} cannot be read as PLY: {type(error).__name__}: {reason}") from error
     if not len(faces):
         raise ValueError(f"{path} has no faces; needs a mesh, and this is a cloud of points or a file that breaks off")
     try:

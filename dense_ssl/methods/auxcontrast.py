@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat, NonNegativeInt
 from segmentation_models_pytorch.decoders.deeplabv3.decoder import DeepLabV3Decoder
 from segmentation_models_pytorch.decoders.pspnet.decoder import PSPDecoder
 from torch import Tensor, nn
@@ -24,6 +25,7 @@ from ..models.heads import collapse_signals, momentum_copy, momentum_update
 from ..models.memory_bank import MemoryBank, draw_labelled
 from ..models.semantic_fpn import sample_features
 from ..objectives.auxiliary_contrast import auxiliary_contrast
+from ..options import Count, Positive, Share
 from ..processes import place
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #embeddingnetwork
@@ -260,12 +262,13 @@ class AuxContrast(AuxTraining):
     Raises: `ValueError` for another encoder, or a number out of its range.
     """
 
-    def __init__(self, encoder: Encoder, decoder: Literal["deeplabv3", "pspnet"] = "deeplabv3", anchors: int = 10000,
-                 candidates: int = 40000, from_bank: int = 30000, bank: int = 384, bank_rows: int = 256,
-                 weights: tuple[float, float, float] = (10, 4, 1), temperature: float = 0.07, cross_image: bool = True,
-                 multi_scale: bool = True, middle: float = 0.4, momentum: float = 0.999, views: Literal[1, 2] = 1,
-                 rotation: float = 10.0, cutout: float = 0.25, channels: int = 256,
-                 atrous_rates: tuple[int, int, int] = (12, 24, 36), dropout: float = 0.5, out: int = 128,
+    def __init__(self, encoder: Encoder, decoder: Literal["deeplabv3", "pspnet"] = "deeplabv3",
+                 anchors: Count = 10000, candidates: Count = 40000, from_bank: NonNegativeInt = 30000,
+                 bank: NonNegativeInt = 384, bank_rows: Count = 256, weights: tuple[float, float, float] = (10, 4, 1),
+                 temperature: Positive = 0.07, cross_image: bool = True, multi_scale: bool = True,
+                 middle: NonNegativeFloat = 0.4, momentum: Share = 0.999, views: Literal[1, 2] = 1,
+                 rotation: float = 10.0, cutout: Share = 0.25, channels: Count = 256,
+                 atrous_rates: tuple[Count, Count, Count] = (12, 24, 36), dropout: Share = 0.5, out: Count = 128,
                  compiled: bool = True):
         if (anchors < 1 or bank < 0 or middle < 0 or not 0 <= momentum <= 1 or candidates < 1
             or (bank and not 0 < from_bank < candidates)):
@@ -294,8 +297,8 @@ def _without_dropout(module: nn.Module) -> nn.Module:
 
 # %% ../../nbs/06_methods/03_auxcontrast.ipynb #pair-signals
 def pair_signals(anchor_ids: Tensor, candidate_ids: Tensor) -> dict[str, float]:
-    """Shares of all pairs that are positives in one superpixel, in one image only, in two images; of anchors without
-    positives, without negatives.
+    """Shares of all pairs that are positives in one superpixel, in one image only, in two images; of positives in two
+    images; of anchors without positives, without negatives.
 
     anchor_ids: int (A, 3), candidate_ids: int (M, 3) = label, superpixel, image, as for `auxiliary_contrast`.
     """
@@ -307,6 +310,7 @@ def pair_signals(anchor_ids: Tensor, candidate_ids: Tensor) -> dict[str, float]:
     return {"positives_superpixel": kinds["superpixel"].item() / pairs,
             "positives_image": (kinds["image"] - kinds["superpixel"]).item() / pairs,
             "positives_other": (kinds["other"] - kinds["image"]).item() / pairs,
+            "across_images": (kinds["other"] - kinds["image"]).item() / max(1, kinds["other"].item()),
             "anchors_without_positives": (label == 0).sum().item() / anchors,
             "anchors_without_negatives": (label == len(candidate_ids)).sum().item() / anchors}
 

@@ -6,16 +6,14 @@
 __all__ = ['METHODS', 'method_module', 'find_method', 'method_options', 'build_method', 'load_method']
 
 # %% ../../nbs/06_methods/09_catalog.ipynb #84994e3c
-import inspect
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from pydantic import ConfigDict, ValidationError, create_model
-
 from ..core import find_named
 from .method import Method, restore_method
 from ..models.encoders import Encoder
+from ..options import by_name, options_of, parse
 
 # %% ../../nbs/06_methods/09_catalog.ipynb #b85dfce5
 METHODS = {  # name: the module of this room whose METHODS has its class and its own settings
@@ -51,19 +49,13 @@ def method_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
 
     Raises: `ValueError` for an unknown name or option, saying which there are, or a value of the wrong type.
     """
-    cls, own = (None, {}) if name == "scratch" else find_method(name)
-    parameters = list(inspect.signature(cls).parameters.values())[1:] if cls else []  # after the encoder
-    known = {p.name: (p.annotation, p.default) for p in parameters}
-    for option in options:
-        if option not in known:
-            raise ValueError(f"method {name} has no option {option!r}; it has {', '.join(known) or 'none'}")
-    model = create_model(name, __config__=ConfigDict(extra="forbid", validate_default=True), **known)
-    try:
-        return model(**{**own, **options}).model_dump()
-    except ValidationError as error:
-        first = error.errors()[0]
-        found = f"option {'.'.join(map(str, first['loc']))!r}: {first['msg']}, not {first['input']!r}"
-        raise ValueError(f"method {name}: {found}") from None
+    cls, own = (_scratch, {}) if name == "scratch" else find_method(name)
+    options = by_name(options, f"the options of method {name}")
+    return parse(options_of(cls, "encoder"), {**own, **options}, f"method {name}").model_dump()
+
+
+def _scratch() -> None:
+    "Takes no options."
 
 # %% ../../nbs/06_methods/09_catalog.ipynb #build-method
 def build_method(name: str, encoder: Encoder, **options: Any) -> Method | None:

@@ -19,6 +19,7 @@ from ..models.encoders import Encoder
 from ..models.heads import PixelProjector, collapse_signals
 from ..models.semantic_fpn import SemanticFPN, sample_features
 from ..objectives.prototypes import Groups, arrange, prototype_loss, prototype_signals
+from ..options import Count, Positive, Share
 from ..positives.copy_paste import CopyPaste
 from ..positives.scenes import Scenes, Synthesize
 
@@ -76,7 +77,9 @@ class SceneLosses(Pyramid):
                 part = prototype_loss(z, self.prototypes, groups or points.group, *self.objective)
                 loss = loss + share * part
                 watched[f"loss_{name}"] = part
-        return loss, {**_signals(watched, maps, z, self.prototypes, loss), **scenes.counts} if signals else {}
+        pasted = scenes.counts.get("pasted_pixels", 0) / scenes.counts.get("pixels", 1)
+        return loss, {**_signals(watched, maps, z, self.prototypes, loss), **scenes.counts,
+                      "pasted": pasted} if signals else {}
 
 # %% ../../nbs/06_methods/01_cpcdr.ipynb #cpcdr-2
 _PAPER = CopyPaste()
@@ -92,9 +95,9 @@ class CPCDR(SceneLosses):
     Raises: `ValueError` for another encoder than a torchvision ResNet of stride 32, or a number out of its range.
     """
 
-    def __init__(self, encoder: Encoder, weight: float = 0.5, copy_paste: CopyPaste = _PAPER, prototypes: int = 1000,
-                 samples_per_scene: int | None = None, temperature: float = 0.1, epsilon: float = 0.05,
-                 iterations: int = 3, pyramid: int = 256, channels: int = 128, out: int = 128):
+    def __init__(self, encoder: Encoder, weight: Share = 0.5, copy_paste: CopyPaste = _PAPER, prototypes: Count = 1000,
+                 samples_per_scene: Count | None = None, temperature: Positive = 0.1, epsilon: Positive = 0.05,
+                 iterations: Count = 3, pyramid: Count = 256, channels: Count = 128, out: Count = 128):
         if not 0 <= weight <= 1 or (samples_per_scene or 2) < 2 or prototypes < 2:
             raise ValueError("weight must lie in [0, 1], prototypes and samples_per_scene be 2 or more, not "
                              f"{weight}, {prototypes} and {samples_per_scene}")
@@ -102,6 +105,7 @@ class CPCDR(SceneLosses):
                          channels=channels, out=out)
         self.copy_paste, self.samples_per_scene = CopyPaste.model_validate(copy_paste), samples_per_scene
         self.needs = ("regions",) if self.copy_paste.images or weight < 1 else ()
+        self.effects = {"pastes": "nothing is pasted"} if self.copy_paste.images else {}
 
     def inputs(self, crop: int | tuple[int, int], scale: tuple[float, float]) -> "Arranged":
         """What makes scenes of a micro-batch: views of `crop` pixels that keep `scale`, shares of a scene's area.

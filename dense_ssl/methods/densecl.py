@@ -17,6 +17,7 @@ from ..models.encoders import Encoder
 from ..models.heads import collapse_signals, momentum_copy, momentum_update
 from ..models.row_queue import RowQueue
 from ..objectives.instance_contrast import dense_info_nce, info_nce
+from ..options import Count, Positive, Share
 
 # %% ../../nbs/06_methods/06_densecl.ipynb #branch
 def _branch(image: Tensor, grid: int, encoder: nn.Module, head: nn.Module, dense: nn.Module) -> tuple[Tensor, ...]:
@@ -33,8 +34,8 @@ class DenseCL(Method):
     Other options as for `MoCo`. Raises: `ValueError` for a weight out of range.
     """
 
-    def __init__(self, encoder: Encoder, temperature: float = 0.2, weight: float = 0.5, grid: int = 7,
-                 queue: int = 65536, hidden: int = 2048, out: int = 128, momentum: float = 0.999):
+    def __init__(self, encoder: Encoder, temperature: Positive = 0.2, weight: Share = 0.5, grid: Count = 7,
+                 queue: Count = 65536, hidden: Count = 2048, out: Count = 128, momentum: Share = 0.999):
         super().__init__()
         if not 0 <= weight <= 1:
             raise ValueError(f"weight is the dense loss's share and must be from 0 to 1, not {weight}")

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Generator, Tensor, nn
 
 from ..data.loading import PairViews
@@ -26,6 +27,7 @@ from ..models.point_unet import PointUNet, check_voxels
 from ..models.semantic_fpn import sample_features
 from ..models.unet import UNet
 from ..objectives.set_infonce import pixel_infonce, set_infonce
+from ..options import Count, Positive, Share
 from ..positives.geometric_sets import Cloud, Matches, PosedViews
 from ..processes import place
 
@@ -299,10 +301,6 @@ class Stages(Method):
         """1 or 2."""
         return 1 if self.done.value / self.steps.value < self.stage_one else 2
 
-    @property
-    def dense(self) -> nn.Module:
-        return self.network.dense
-
     def after_step(self, step: int, steps: int) -> None:
         self.done.value, self.steps.value = step + 1, steps
 
@@ -325,6 +323,8 @@ class Stages(Method):
 # %% ../../nbs/06_methods/04_geosets.ipynb #shared-step
 class StageLosses(Stages):
     """`Stages` with its loss."""
+
+    effects = {"matches": "no pixel has a match", "points": "no pixel has a point", "sets": "no set is in both views"}
 
     def forward(self, first: View, second: View, matches: Matches | None = None, cloud: Cloud | None = None,
                 sets: Sets | None = None, signals: bool = False) -> tuple[Tensor, dict[str, float]]:
@@ -370,12 +370,13 @@ class GeoSets(StageLosses):
     Raises: `ValueError` for another encoder, Geo without posed frames, no loss at all.
     """
 
-    def __init__(self, encoder: Encoder, view: bool = True, geo: bool = True, depth_weight: float = 0.0,
-                 stage_one: float = 5 / 7, posed: bool = True, matches: int = 1024, voxel: float = 0.02,
-                 temperature: float = 0.4, negatives: Literal["pair", "batch", "global"] = "pair", smallest: int = 1,
-                 aggregate: Literal["mean", "point", "points"] = "mean", set_cells: int | None = None,
-                 channels: tuple[int, int, int, int] = (256, 128, 64, 32), out: int = 64,
-                 point_widths: tuple[int, ...] = (32, 64, 128, 256),
+    def __init__(self, encoder: Encoder, view: bool = True, geo: bool = True,
+                 depth_weight: NonNegativeFloat = 0.0, stage_one: Share = 5 / 7, posed: bool = True,
+                 matches: Count = 1024, voxel: Positive = 0.02, temperature: Positive = 0.4,
+                 negatives: Literal["pair", "batch", "global"] = "pair", smallest: Count = 1,
+                 aggregate: Literal["mean", "point", "points"] = "mean", set_cells: Count | None = None,
+                 channels: tuple[Count, Count, Count, Count] = (256, 128, 64, 32), out: Count = 64,
+                 point_widths: tuple[Count, ...] = (32, 64, 128, 256),
                  second: tuple[Literal["view", "geo", "sets"], ...] = ("sets",)):
         counts = matches, smallest, out, 1 if set_cells is None else set_cells
         if not 0 <= stage_one <= 1 or depth_weight < 0 or not temperature > 0 or min(counts) < 1:

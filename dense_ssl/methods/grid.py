@@ -22,6 +22,7 @@ from ..objectives.auxiliary_contrast import auxiliary_contrast
 from ..objectives.pixel_contrast import channel_groups
 from ..objectives.prototypes import prototype_loss, prototype_signals
 from ..objectives.set_infonce import set_infonce
+from ..options import Count, Positive, Share
 from ..positives.groups import SOURCES, group_ids, image_ids, pair_masks, same_group, source_of
 from ..positives.masks import check_thresholds
 from ..processes import place
@@ -96,6 +97,8 @@ def check_fit(positives: str, objective: str) -> None:
 class Composition(Branches):
     """Branches with a source and an objective by name and what the latter needs: PixPro's transform, or prototypes."""
 
+    effects = {"positives": "no pair is positive", "grouped": "no pixel is in a group"}
+
     def __init__(self, encoder: Encoder, positives: str, objective: str, thresholds: dict[str, Any], prototypes: int,
                  hidden: int, out: int, momentum: float):
         swapped = objective == "prototypes"
@@ -136,8 +139,8 @@ class Grid(Composition):
                  objective: Literal["contrast", "consistency", "prototypes", "auxiliary", "sets"] = "contrast",
                  distance_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7),
                  depth_thresholds: tuple[float, ...] = (0.3, 0.5, 0.7), unit: Literal["bin", "image", "max"] = "bin",
-                 temperature: float | None = None, hidden: int = 4096, out: int = 255, momentum: float = 0.99,
-                 prototypes: int = 300, weights: tuple[float, float, float] = (10, 4, 1),
+                 temperature: Positive | None = None, hidden: Count = 4096, out: Count = 255, momentum: Share = 0.99,
+                 prototypes: Count = 300, weights: tuple[float, float, float] = (10, 4, 1),
                  negatives: Literal["pair", "batch", "global"] = "pair"):
         check_fit(positives, objective)
         if positives in ("near", "depth"):
@@ -156,7 +159,9 @@ def grid_signals(grid: Composition, f: Features, found: list[Tensor] | tuple[Ten
     `prototype_signals` where they apply.
     """
     masks = found if grid.objective.pairs else [same_group(*found)]
-    signals = {**mask_signals(masks, *f.views), **collapse_signals(f.maps[0])}
+    depth = grid.positives == "depth" and grid.objective.pairs
+    near = pair_masks("near", *f.views, **grid.thresholds) if depth else None
+    signals = {**mask_signals(masks, *f.views, near), **collapse_signals(f.maps[0])}
     if not grid.objective.pairs:
         signals["grouped"] = (torch.cat(found) >= 0).float().mean().item()
     if grid.prototypes is not None:

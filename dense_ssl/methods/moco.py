@@ -16,6 +16,7 @@ from ..models.encoders import Encoder
 from ..models.heads import collapse_signals, momentum_copy, momentum_update
 from ..models.row_queue import RowQueue
 from ..objectives.instance_contrast import info_nce
+from ..options import Count, Positive, Share
 
 # %% ../../nbs/06_methods/05_moco.ipynb #globalhead
 class GlobalHead(nn.Sequential):
@@ -32,8 +33,8 @@ class MoCo(Method):
     queue: number of keys. hidden, out: widths of the head. momentum: of the key branch, constant.
     """
 
-    def __init__(self, encoder: Encoder, temperature: float = 0.2, queue: int = 65536, hidden: int = 2048,
-                 out: int = 128, momentum: float = 0.999):
+    def __init__(self, encoder: Encoder, temperature: Positive = 0.2, queue: Count = 65536, hidden: Count = 2048,
+                 out: Count = 128, momentum: Share = 0.999):
         super().__init__()
         self.encoder, self.temperature, self.momentum = encoder, temperature, momentum
         self.head = GlobalHead(encoder.channels, hidden, out)

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeFloat
 from torch import Tensor
 
 from ..data.video import TripletViews
@@ -20,6 +21,7 @@ from .method import Method, restore_method
 from ..models.encoders import Encoder
 from ..models.video_depth import DepthNetwork, PoseNetwork, earlier_depth, sigmoid_to_disparity
 from ..objectives.photometric import photometric_error, reprojection_loss, smoothness_loss
+from ..options import Positive, Share
 
 # %% ../../nbs/06_methods/11_monodepth.ipynb #monodepth-loss
 TIES = 1e-5  # noise that decides where moved and unmoved sources look equally wrong
@@ -68,9 +70,9 @@ class Monodepth(Method):
 
     needs = ("neighbours", "K")
 
-    def __init__(self, encoder: Encoder, nearest: float = 0.1, farthest: float = 100.0, alpha: float = 0.85,
-                 smoothness: float = 1e-3, automask: bool = True, minimum: bool = True, flip: float = 0.5,
-                 jitter: float = 0.5, pose_weights: str | None = None):
+    def __init__(self, encoder: Encoder, nearest: Positive = 0.1, farthest: Positive = 100.0, alpha: Share = 0.85,
+                 smoothness: NonNegativeFloat = 1e-3, automask: bool = True, minimum: bool = True, flip: Share = 0.5,
+                 jitter: Share = 0.5, pose_weights: str | Path | None = None):
         super().__init__()
         if not 0 <= alpha <= 1 or smoothness < 0 or not 0 < nearest < farthest:
             raise ValueError(f"alpha is {alpha}, smoothness {smoothness}, nearest {nearest}, farthest {farthest}; "
@@ -104,13 +106,15 @@ METHODS: dict[str, tuple[type[Method], dict]] = {"monodepth": (Monodepth, {})}
 # %% ../../nbs/06_methods/11_monodepth.ipynb #video-recipe
 def video_recipe(root: str | Path, intrinsics: str | dict | Sequence[float], size: tuple[int, int] = (192, 640),
                  spacing: int = 1, epochs: float = 20, steps: int | None = None, weights: str | None = None,
-                 **settings: Any) -> dict[str, Any]:
+                 images: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """The published training on the videos below `root`, as keys of `training.configuration.Pretrain`.
 
-    intrinsics, spacing: as of `data.video.VideoFolder`. size: (H, W) of training. steps: instead of epochs. weights: of
+    intrinsics, spacing, images: as of `data.video.VideoFolder`.
+    size: (H, W) of training. steps: instead of epochs. weights: of
     both encoders. settings: keys that replace others.
     """
-    data = {"name": "video", "root": str(root), "options": {"intrinsics": intrinsics, "spacing": spacing}}
+    options = {"intrinsics": intrinsics, "spacing": spacing, **({"images": images} if images else {})}
+    data = {"name": "video", "root": str(root), "options": options}
     return {"data": data, "method": "monodepth", "method_options": {"pose_weights": weights}, "encoder": "resnet18",
             "weights": weights, "crop": tuple(size), "batch_size": 12, "optimizer": "adamw", "lr": 1e-4,
             "weight_decay": 0.0, "schedule": "step", "milestones": (0.75 * (steps or epochs),),

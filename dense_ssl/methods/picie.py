@@ -21,11 +21,11 @@ from ..models.heads import Counter, collapse_signals
 from ..models.row_queue import RowQueue
 from ..models.semantic_fpn import SemanticFPN
 from ..objectives.rows import gather_rows
+from ..options import Count
 
 # %% ../../nbs/06_methods/08_picie.ipynb #resample
 def resample(features: Tensor, seen: View, wanted: View) -> tuple[Tensor, Tensor]:
-    """Features of view `seen` at the source positions of view `wanted`, bilinear: (B, C, h, w), and where they are
-    known, bool (B, h, w).
+    """Features of view `seen` where `wanted` looks, bilinear: (B, C, h, w); and where they are known, bool (B, h, w).
 
     features: (B, C, h, w). seen, wanted: the views at feature resolution (`view.at((h, w))`).
     Raises: `ValueError` for a map with fewer than 2 x 2 cells, or views of another size.
@@ -113,8 +113,8 @@ class PiCIE(Clustered):
     Raises: `ValueError` when the decoder does not fit the encoder, or the first batch has fewer cells than clusters.
     """
 
-    def __init__(self, encoder: Encoder, clusters: int = 27, decoder: Literal["fpn", "linear"] = "fpn", out: int = 128,
-                 pixels: int = 16, bank: int = 65536, refit: int = 200):
+    def __init__(self, encoder: Encoder, clusters: Count = 27, decoder: Literal["fpn", "linear"] = "fpn",
+                 out: Count = 128, pixels: Count = 16, bank: Count = 65536, refit: Count = 200):
         super().__init__(encoder, clusters, decoder, out)
         self.pixels, self.refit = pixels, refit
         self.banks = nn.ModuleList(RowQueue(bank, out) for _ in range(2))

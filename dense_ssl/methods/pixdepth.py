@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'Features', 'Branches', 'pair_contrast', 'pair_consistency
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #5f311b5c
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,7 @@ from ..models.encoders import Encoder
 from ..models.heads import PixelProjector, collapse_signals, momentum_at, momentum_copy, momentum_update
 from ..objectives.pixel_consistency import pixel_consistency, propagate
 from ..objectives.pixel_contrast import channel_groups, multi_threshold_contrast
+from ..options import Count, Positive, Share
 from ..positives.groups import map_ids, same_group
 from ..positives.masks import check_thresholds, pixdepth_masks
 
@@ -32,7 +33,7 @@ class Features(NamedTuple):
     keys: tuple[Tensor, Tensor] | None
     views: tuple[View, View]
 
-
+# %% ../../nbs/06_methods/00_pixdepth.ipynb #branches-class
 class Branches(Method):
     """Encoder and pixel projector and, with `momentum` not None, their slowly moving copy; hidden, out: widths of the
     projector.
@@ -65,7 +66,7 @@ def pair_contrast(method: Branches, f: Features, masks: list[Tensor]) -> Tensor:
     one, two = (multi_threshold_contrast(a, b, masks, method.temperature) for a, b in ((x1, k2), (k1, x2)))
     return (one + two) / 2
 
-
+# %% ../../nbs/06_methods/00_pixdepth.ipynb #pair-consistency
 def pair_consistency(method: Branches, f: Features, masks: list[Tensor]) -> Tensor:
     """PixPro's loss after propagation with the method's `transform`, the mean over the groups of channels."""
     y1, y2 = (propagate(x, method.transform(m).flatten(2).mT) for x, m in zip(f.rows, f.maps, strict=True))
@@ -77,17 +78,17 @@ class PixDepth(Branches):
     """Pixel-level pre-training with positives near in the image and in depth (PixDepth Eq. 1-6); PixPro without depth.
 
     objective: "contrast" (Eq. 2, 5, 6) or "consistency" (PixPro). distance_thresholds: T_k in `unit` ("bin", "image",
-    "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. same_region: keep only pairs of one region
-    (with true regions: the oracle of what depth is to do). hidden, out: widths of the projector.
+    "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. same_region: keep only pairs of one
+    region (with true regions: the oracle of what depth is to do). hidden, out: widths of the projector.
     Raises: `ValueError` for another objective, negative or unpaired thresholds, or when their number does not divide
     `out`.
     """
 
-    def __init__(self, encoder: Encoder, objective: str = "contrast",
+    def __init__(self, encoder: Encoder, objective: Literal["contrast", "consistency"] = "contrast",
                  distance_thresholds: Sequence[float] = (0.3, 0.5, 0.7),
-                 depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7), unit: str = "bin",
-                 temperature: float = 0.3, hidden: int = 4096, out: int = 255, momentum: float = 0.99,
-                 same_region: bool = False):
+                 depth_thresholds: Sequence[float] | None = (0.3, 0.5, 0.7),
+                 unit: Literal["bin", "image", "max"] = "bin", temperature: Positive = 0.3, hidden: Count = 4096,
+                 out: Count = 255, momentum: Share = 0.99, same_region: bool = False):
         if objective not in ("contrast", "consistency"):
             raise ValueError(f'objective must be "contrast" or "consistency", not {objective!r}')
         check_thresholds(distance_thresholds, depth_thresholds)
@@ -97,6 +98,8 @@ class PixDepth(Branches):
                                                              (distance_thresholds, depth_thresholds, unit))
         self.needs = (("depth",) if depth_thresholds else ()) + (("regions",) if same_region else ())
         self.same_region = same_region
+        self.effects = {"positives": "no pair is positive", "depth_removed": "depth takes no pair away",
+                        "regions_removed": "regions take no pair away"}
         self.transform = nn.Conv2d(out, out, 1) if objective == "consistency" else None
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, Tensor | float]]:
@@ -106,29 +109,28 @@ class PixDepth(Branches):
             together = same_group(*map_ids(*f.views, "regions"))
             masks = [mask & together for mask in masks]
         loss = (pair_contrast if self.transform is None else pair_consistency)(self, f, masks)
-        return loss, {**mask_signals(masks, *f.views), **self.removed(masks, *f.views),
-                      **collapse_signals(f.maps[0])} if signals else {}
-
-    @torch.no_grad()
-    def removed(self, masks: list[Tensor], one: View, two: View) -> dict[str, float]:
-        """The intervention: what share of the pairs that are near in the image depth or regions take away."""
-        if not self.needs:
-            return {}
-        distances, _, unit = self.thresholds
-        near = torch.stack(pixdepth_masks(one, two, distances, None, unit)).sum()
-        share = 1 - torch.stack(masks).sum().item() / max(near.item(), 1)
-        return {f"{'regions' if self.same_region else 'depth'}_removed": share}
+        if not signals:
+            return loss, {}
+        near = pixdepth_masks(*f.views, self.thresholds[0], None, self.thresholds[2]) if self.needs else None
+        by = "regions" if self.same_region else "depth"
+        return loss, {**mask_signals(masks, *f.views, near, by), **collapse_signals(f.maps[0])}
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #mask-signals
 @torch.no_grad()
-def mask_signals(masks: list[Tensor], one: View, two: View) -> dict[str, float]:
-    """Shares of: positive pairs, anchors without a positive, view pairs without any, bins without valid depth."""
+def mask_signals(masks: list[Tensor], one: View, two: View, near: list[Tensor] | None = None,
+                 by: str = "depth") -> dict[str, float]:
+    """Shares of: positive pairs, anchors without a positive, view pairs without any, bins without valid depth, and,
+    with the masks without depth as `near`, of the pairs near in the image that depth takes away (`depth_removed`), or
+    what else `by` names."""
     mask = torch.stack(masks).float()
     anchors = torch.cat([mask.amax(-1).flatten(), mask.amax(-2).flatten()])
     signals = {"positives": mask.mean().item(), "anchors_without_positives": 1 - anchors.mean().item(),
                "pairs_without_positives": 1 - mask.amax((-1, -2)).mean().item()}
     if one.depth is not None:
         signals["depth_unknown"] = torch.cat([v.depth.flatten().isnan() for v in (one, two)]).float().mean().item()
+    if near is not None:
+        pairs = torch.stack(near).sum().item()
+        signals[f"{by}_removed"] = 1 - mask.sum().item() / pairs if pairs else 0.0
     return signals
 
 # %% ../../nbs/06_methods/00_pixdepth.ipynb #bf342f7a

@@ -8,6 +8,7 @@ __all__ = ['METHODS', 'swap_loss', 'SwAV']
 # %% ../../nbs/06_methods/07_swav.ipynb #imports
 import torch
 import torch.nn.functional as F
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 
 from ..data.views import View
@@ -16,6 +17,7 @@ from ..models.encoders import Encoder
 from ..models.heads import Counter, PixelProjector, collapse_signals
 from ..models.row_queue import RowQueue
 from ..objectives.prototypes import prototype_signals, sinkhorn
+from ..options import Count, Positive
 from ..processes import place
 
 # %% ../../nbs/06_methods/07_swav.ipynb #swap-loss
@@ -51,8 +53,9 @@ class SwAV(Method):
     freeze: steps in which prototypes do not move. hidden, out: widths of the projection head.
     """
 
-    def __init__(self, encoder: Encoder, prototypes: int = 3000, temperature: float = 0.1, epsilon: float = 0.05,
-                 iterations: int = 3, queue: int = 0, freeze: int = 313, hidden: int = 2048, out: int = 128):
+    def __init__(self, encoder: Encoder, prototypes: Count = 3000, temperature: Positive = 0.1,
+                 epsilon: Positive = 0.05, iterations: Count = 3, queue: NonNegativeInt = 0,
+                 freeze: NonNegativeInt = 313, hidden: Count = 2048, out: Count = 128):
         super().__init__()
         self.encoder, self.objective, self.freeze = encoder, (temperature, epsilon, iterations), freeze
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), PixelProjector(encoder.channels, hidden, out), nn.Flatten())

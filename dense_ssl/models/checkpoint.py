@@ -54,6 +54,8 @@ class Checkpoint:
         state = read_weights(self.path)
         try:
             told, found = state["fingerprint"], {name: state[name] for name in facts}
+            if wrong := [name for name, fact in facts.items() if isinstance(fact, int) > isinstance(found[name], int)]:
+                raise TypeError(f"{wrong[0]} is {found[wrong[0]]!r}")
             if told == self.fingerprint:
                 for name, part in self.parts.items():
                     part.load_state_dict(state[name])

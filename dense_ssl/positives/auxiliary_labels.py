@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import atomic_path, read_json, write_json
-from ..data.folders import ImageFolder
+from ..data.catalog import open_images
 from ..data.prepare import Job
 from ..data.views import BadSample, Sample, normalize_image, sample_generator
 from ..geometry.superpixels import superpixels
@@ -213,17 +213,18 @@ def load_centres(folder: str | Path) -> Centres:
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #images-facts
 def _images_facts(images: Sequence) -> dict[str, Any]:
-    "What identifies a list of images: its version, its length, the size that they are brought to."
+    "What identifies a list of images: its version, its length, the size that they are brought to, its files' sizes."
+    stamp = {"stamp": images.stamp} if hasattr(images, "stamp") else {}
     return {"version": images.version, "count": len(images),
-            "size": json.loads(json.dumps(getattr(images, "size", None)))}
+            "size": json.loads(json.dumps(getattr(images, "size", None))), **stamp}
 
 # %% ../../nbs/03_positives/03_auxiliary_labels.ipynb #check-images
 def check_images(centres: Centres, images: Sequence) -> None:
-    """Raises: `ValueError` unless these are the images that the centres were fitted on: the same file names, at the
-    same size.
+    """Raises: `ValueError` unless these are the images that the centres were fitted on: the same files by name and
+    size, at the same size in pixels.
     """
     told, now = centres.facts["images"], _images_facts(images)
-    if told != now:
+    if any(told[key] != now.get(key) for key in told):  # earlier centres know no stamp
         raise ValueError(f"{getattr(images, 'root', images.name)}: are not, or no longer, the images that the centres "
                          f"were fitted on: {told['count']} (version {told['version']}, size {told['size']}) then, "
                          f"{now['count']} (version {now['version']}, size {now['size']}) now; fit new centres in "
@@ -377,7 +378,7 @@ def auxiliary(fingerprint: str, centres: str, images: dict[str, Any] | None = No
     if found.fingerprint() != fingerprint:
         raise ValueError(f"{centres}: the centres' fingerprint is {found.fingerprint()}; the job needs {fingerprint}")
     if images is not None:
-        check_images(found, ImageFolder(**images))
+        check_images(found, open_images(images))
     label = AuxiliaryLabels(found, None, superpixel_area, compactness, sigma, dropped, device)
 
     def make(sample: Sample) -> Tensor:

@@ -309,6 +309,7 @@ def _group(make: Synthesize, samples: list[Sample], generator: Generator) -> tup
     regions = sample_regions(views, budget - int(share * budget), generator)
     pasted = [len(s.source) - 1 for s in scenes]
     counts = {"scenes": len(scenes), "scenes_without_paste": pasted.count(0), "pastes": sum(pasted),
+              "pixels": views.instance.numel(), "pasted_pixels": int((views.instance > 0).sum()),
               "pixel_points": len(pixels.group), "pixel_groups": len(pixels.group.unique()),
               "region_points": len(regions.group), "region_groups": len(regions.group.unique())}
     return Scenes(views.image, pixels, regions, counts), views.sources.total

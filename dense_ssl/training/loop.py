@@ -4,16 +4,21 @@
 
 # %% auto #0
 __all__ = ['learning_rate', 'schedule', 'build_optimizer', 'Log', 'train_step', 'Unseen', 'resolved_precision', 'setup',
-           'prepare', 'pretrain']
+           'prepare', 'moments', 'pretrain', 'Told']
 
 # %% ../../nbs/07_training/01_loop.ipynb #9a514b64
 import json
 import math
+import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 from torch import nn
@@ -21,12 +26,12 @@ from torch.optim import SGD, AdamW, Optimizer
 from tqdm import tqdm
 
 from ..core import atomic_path, environment, write_json
-from ..data.catalog import open_data
+from ..data.catalog import data_notes, open_data
 from ..data.device_views import on_device
 from ..data.loading import Batch, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
 from ..methods.catalog import build_method
-from ..methods.method import Method, save_method
+from ..methods.method import Method, begin_from, save_method
 from ..models.checkpoint import Checkpoint
 from ..models.encoders import Encoder, build_encoder, save_encoder
 from ..models.sync_batchnorm import sync_batchnorm
@@ -50,10 +55,16 @@ def learning_rate(step: int, steps: int, warmup: int, peak: float, end: float = 
 
 # %% ../../nbs/07_training/01_loop.ipynb #schedule
 def schedule(config: Pretrain, images: int) -> tuple[int, Callable[[int], float]]:
-    """The number of steps of a run over a data set of `images`, and the rate of each."""
+    """The number of steps of a run over a data set of `images`, and the rate of each.
+
+    Raises: `ValueError` when epochs of so few images are not even one step.
+    """
     unit = images / config.batch_size if config.epochs else 1  # steps in an epoch
     steps, warmup, *milestones = (round(n * unit) for n in (config.epochs or config.steps or 0, config.warmup,
                                                             *config.milestones))
+    if steps < 1 and config.method != "scratch":
+        raise ValueError(f"{config.epochs:g} epochs of {images} images in batches of {config.batch_size} are 0 steps; "
+                         "needs more epochs, a smaller batch_size, or steps")
     return steps, lambda step: learning_rate(step, steps, warmup, config.lr, config.lr_end, config.schedule, milestones,
                                              config.warmup_lr)
 
@@ -195,6 +206,14 @@ def _mean(fabric: Fabric, values: dict[str, float]) -> dict[str, float]:
     mean = fabric.all_reduce(torch.tensor(list(values.values()), dtype=torch.float64), reduce_op="mean")
     return dict(zip(values, mean.tolist(), strict=True))
 
+# %% ../../nbs/07_training/01_loop.ipynb #moments
+def moments(snapshots: int, steps: int) -> list[int]:
+    """The numbers of steps after which the encoder is kept: `snapshots` of them from 0 to `steps`, evenly in the
+    logarithm of 1 + number, for most happens early; fewer where there are too few steps. One: the end."""
+    if snapshots < 2:
+        return [steps] * snapshots
+    return sorted({round((steps + 1) ** (k / (snapshots - 1)) - 1) for k in range(snapshots)})
+
 # %% ../../nbs/07_training/01_loop.ipynb #pretrain
 def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
     """Carry out (or go on with) a pre-training run in `folder`; ends with `encoder.safetensors` and `done.json`.
@@ -206,26 +225,93 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
     fabric = setup(config, launch)
     torch.manual_seed(config.seed)
     dataset = open_data(config.data.name, config.data.split, config.data.root, **config.data.options)
-    encoder = build_encoder(config.encoder, config.output_stride, config.weights)
+    encoder = build_encoder(config.encoder, config.output_stride, config.weights, config.branch)
     method = build_method(config.method, encoder, **config.method_options)
     steps, rate = schedule(config, len(dataset))
-    skipped: list[str] = []
     summary = {"steps": steps, "images": len(dataset), "data_version": dataset.version}
+    if config.start is not None:
+        begin_from(method, encoder, config.start)
+    facts = {"method": config.method, "data": config.data.name, "seed": config.seed}
+    told = Told(folder, dataset, getattr(method, "effects", {}))
     if method is not None:
-        summary |= _train(config, folder, launch, fabric, dataset, method, steps, rate, skipped)
+        kept = moments(config.snapshots, steps)
+        keep = partial(_keep, encoder, folder, kept if fabric.is_global_zero else (), facts)
+        summary |= _train(config, folder, launch, fabric, dataset, method, steps, rate, told, keep)
+    counts = _summary(told, fabric)
     if fabric.is_global_zero:
-        save_encoder(encoder, folder, method=config.method, data=config.data.name, seed=config.seed, steps=steps)
+        save_encoder(encoder, folder, **facts, steps=steps)
         if method is not None:
             save_method(method, folder)
-        device, threads = fabric.device, torch.get_num_threads()
         write_json(folder / "done.json", {
-            **summary, "skipped": len(set(skipped)), "skipped_messages": sorted(set(skipped))[:20],
-            "seconds": round(time.perf_counter() - began, 1), "world_size": fabric.world_size,
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda"
-            else f"CPU, {threads} thread{'s' * (threads > 1)}",
-            "precision": resolved_precision(config, device.type), "env": environment()})
+            **summary, **counts, "seconds": round(time.perf_counter() - began, 1), "world_size": fabric.world_size,
+            "device": _device_name(fabric.device), "precision": resolved_precision(config, fabric.device.type),
+            "env": environment()})
         (folder / "checkpoints" / "last.pt").unlink(missing_ok=True)
     fabric.barrier()
+
+# %% ../../nbs/07_training/01_loop.ipynb #keep
+def _keep(encoder: Encoder, folder: Path, moments: Sequence[int], facts: dict[str, Any], step: int) -> None:
+    "The encoder after `step` steps, as a folder that `load_encoder` reads, where it is one of the moments."
+    if step in moments:
+        save_encoder(encoder, folder / "snapshots" / f"{step:07d}", **facts, steps=step)
+
+
+def _device_name(device: torch.device) -> str:
+    threads = torch.get_num_threads()
+    return (torch.cuda.get_device_name(device) if device.type == "cuda"
+            else f"CPU, {threads} thread{'s' * (threads > 1)}")
+
+# %% ../../nbs/07_training/01_loop.ipynb #told
+class Told:
+    """What a run has to say of itself: samples that were skipped, notes of the data, and effects that failed to appear.
+
+    Notes are sentences for what was left out or changed, with how often: of the data set, and of samples, each time one
+    is read. effects: see `Method`; a signal that stays under a thousandth is warned of after ten logged lines.
+    """
+
+    nothing, lines = 1e-3, 10
+
+    def __init__(self, folder: Path, dataset: Any, effects: Mapping[str, str]):
+        self.notes, self.read, self.skipped = Counter(data_notes(dataset)), Counter(), []
+        self.effects, self.most, self.seen = effects, {}, 0
+        for line in Log.read(folder / "metrics.jsonl"):
+            self.see(line)
+
+    def add(self, batches: list[Batch]) -> None:
+        """Count what the loader says of a step."""
+        for batch in batches:
+            self.skipped += batch.skipped
+            self.read.update(getattr(batch, "notes", ()))
+
+    def see(self, line: dict[str, float | None]) -> list[str]:
+        """Look at a logged line; what is to be warned of now."""
+        self.seen += 1
+        for name in self.effects.keys() & line.keys():
+            self.most[name] = max(self.most.get(name, 0.0), abs(line[name] or 0.0))
+        return self.missing() if self.seen == self.lines else []
+
+    def missing(self) -> list[str]:
+        """A sentence for each effect that has not appeared so far."""
+        return [f"{self.effects[name]}: {name} is at most {most:.2g} in {self.seen} logged steps"
+                for name, most in self.most.items() if most < self.nothing]
+
+# %% ../../nbs/07_training/01_loop.ipynb #told-by-all
+def _summary(told: Told, fabric: Fabric) -> dict[str, Any]:
+    "The counts of all processes, for done.json."
+    notes, skipped = told.notes.copy(), set()
+    for read, names in _all(fabric, (told.read, told.skipped)):
+        notes += read
+        skipped.update(names)
+    return {"skipped": len(skipped), "skipped_messages": sorted(skipped)[:20], "notes": dict(notes),
+            "warnings": told.missing()}
+
+# %% ../../nbs/07_training/01_loop.ipynb #all-processes
+def _all(fabric: Fabric, value: Any) -> list[Any]:
+    "A value of every process."
+    values = [value] * fabric.world_size
+    if fabric.world_size > 1:
+        dist.all_gather_object(values, value)
+    return values
 
 # %% ../../nbs/07_training/01_loop.ipynb #clock
 class _Clock:
@@ -271,7 +357,7 @@ def _loader(config: Pretrain, launch: Launch, fabric: Fabric, dataset, method: M
 
 # %% ../../nbs/07_training/01_loop.ipynb #train
 def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, dataset, method: Method, steps: int,
-           rate: Callable[[int], float], skipped: list[str]) -> dict:
+           rate: Callable[[int], float], told: Told, keep: Callable[[int], None]) -> dict:
     "The loop of `pretrain`; the numbers for done.json."
     bare, raw = prepare(method, config, launch, fabric)
     method, optimizer = fabric.setup(bare, raw)
@@ -283,9 +369,10 @@ def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, datas
     clock, unseen = _Clock(), Unseen()
     bar = tqdm(total=steps, initial=start, disable=not (log and launch.progress), desc=config.method, mininterval=0.5,
                unit="step")
+    keep(start)
     for step in range(start, steps):
         parts = clock.next(loader, config.accumulate, fabric.device)
-        skipped += [message for part in parts for message in part.skipped]
+        told.add(parts)
         for group in optimizer.param_groups:
             group["lr"] = rate(step)
         logs = step % launch.log_every == 0 or step == steps - 1
@@ -296,16 +383,28 @@ def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, datas
             unseen.check()
         bare.after_step(step, steps)
         if logs:
-            line = _mean(fabric, {"loss": loss.item(), **signals, "skipped": len(skipped)})
+            line = _mean(fabric, {"loss": loss.item(), **signals, "skipped": len(told.skipped)})
             if log:
                 log.write({"step": step, **line, "lr": optimizer.param_groups[0]["lr"],
                            "data_wait": round(clock.waits[-1], 4)})
+                _warn(bar, told.see(line))
             bar.set_postfix(loss=f"{line['loss']:.4f}", skipped=int(line["skipped"]) or None, refresh=False)
         bar.update()
+        keep(step + 1)
         if log and saves:
             checkpoint.save(step=step + 1)
+    return _ended(bar, fabric, folder, clock) if log else {}
+
+# %% ../../nbs/07_training/01_loop.ipynb #warn-and-end
+def _warn(bar: tqdm, warnings: list[str]) -> None:
+    for said in warnings:
+        bar.write(f"warning: {said}", file=sys.stderr)
+
+
+def _ended(bar: tqdm, fabric: Fabric, folder: Path, clock: _Clock) -> dict[str, float]:
+    "Wait for the device; how the losses began and ended, and how long it took."
     bar.close()
     if fabric.device.type == "cuda":
         torch.cuda.synchronize()
     lines = Log.read(folder / "metrics.jsonl")
-    return {"loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"], **clock.summary()} if log and lines else {}
+    return {"loss_first": lines[0]["loss"], "loss_last": lines[-1]["loss"], **clock.summary()} if lines else {}

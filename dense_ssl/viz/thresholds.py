@@ -19,7 +19,7 @@ KINDS = {  # what a row of the table is: label and colour (Okabe and Ito's, told
     "depth-oracle": ("and on the same object (oracle)", "#009E73"),
 }
 
-
+# %% ../../nbs/09_viz/19_thresholds.ipynb #curves-of
 def curves(records: list[dict[str, Any]], metric: str) -> dict[str, list[tuple[float, float, float]]]:
     """(T, mean, deviation over seeds) of the rows that have `metric`, by kind, in the order of T."""
     found: dict[str, list[tuple[float, float, float]]] = {}
@@ -49,8 +49,8 @@ def threshold_curves(records: list[dict[str, Any]], titles: dict[str, str]) -> F
         for row, label in (("scratch", "random network"), ("pixpro-t", "PixPro's T")):
             for r in (r for r in records if r["row"] == row and metric in r["mean"]):
                 axis.axhline(r["mean"][metric], color="black", linewidth=0.8, linestyle=":")
-                axis.annotate(label, (1, r["mean"][metric]), xycoords=("axes fraction", "data"), ha="right", va="bottom",
-                              fontsize=8)
+                axis.annotate(label, (1, r["mean"][metric]), xycoords=("axes fraction", "data"), ha="right",
+                              va="bottom", fontsize=8)
         axis.set(xlabel="T, in units of the largest distance in a pair of views", ylabel=title)
         axis.spines[["top", "right"]].set_visible(False)
     axis.legend(fontsize=8, frameon=False)

@@ -27,9 +27,10 @@ from ...evaluation.metrics import joint_histogram, pmiou
 from ...models.extractors import Extractor
 from ...positives.auxiliary_labels import VOID, AuxiliaryLabels, Centres, fit_labels
 from .scenes import Tiles, spread
-from .widgets import (Board, ClickImage, Controls, Latest, buttons, data_uri, put_image, quietly,
+from .widgets import (Board, ClickImage, Controls, Latest, buttons, put_image, quietly,
                                              slow_slider, svg_outline, table, wrapped)
 from ..figures import colour_labels
+from ..gallery import data_uri
 from ..heatmaps import draw_image
 from ..regions import region_colours
 

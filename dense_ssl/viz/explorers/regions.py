@@ -25,8 +25,9 @@ from ...data.views import Sample
 from ...geometry.depth import normalize_depth
 from ...geometry.regions import (DEFAULT, Grouping, RegionConfig, boundary_weights, group_superpixels,
                                         grouping_rounds)
-from .widgets import (Board, ClickImage, Controls, Latest, button, buttons, data_uri, put_image,
+from .widgets import (Board, ClickImage, Controls, Latest, button, buttons, put_image,
                                              quietly, slow_slider, svg_outline, table, wrapped)
+from ..gallery import data_uri
 from ..heatmaps import DEPTH_TITLES, draw_image, draw_outline, draw_point
 from ..regions import borders, boundary_colours, boundary_picture, region_colours
 

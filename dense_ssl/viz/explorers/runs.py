@@ -24,8 +24,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ...core import is_done, read_json, runs_root
-from .widgets import (Board, ClickImage, Controls, Latest, button, data_uri, quietly,
+from .widgets import (Board, ClickImage, Controls, Latest, button, quietly,
                                              slow_slider, table, wrapped)
+from ..gallery import data_uri
 
 # %% ../../../nbs/09_viz/explorers/06_runs.ipynb #growing
 class Growing:

@@ -22,8 +22,9 @@ from ...data.views import Sample, sample_generator
 from ...evaluation.coherence import resize_image
 from ...positives.copy_paste import CopyPaste
 from ...positives.scenes import Located, Synthesize, Views, counterparts, locate
-from .widgets import (Board, ClickImage, Controls, Latest, buttons, data_uri, put_image,
+from .widgets import (Board, ClickImage, Controls, Latest, buttons, put_image,
                                              slow_slider, svg_outline, table, wrapped)
+from ..gallery import data_uri
 from ..heatmaps import draw_image, draw_outline
 from ..regions import region_colours
 from ..scenes import source_colours, telling_starts, view_picture

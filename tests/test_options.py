@@ -1,0 +1,130 @@
+"""What is written for options: every notebook's parameters as they are planned, and values that cannot be meant."""
+
+import inspect
+import json
+import os
+import random
+from collections import Counter
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dense_ssl.options import check_parameters
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOKS = sorted((ROOT / "nbs/10_experiments").glob("*.ipynb"))
+
+
+def parameters(notebook: Path) -> dict:
+    "The namespace of a notebook after its parameters' cell; empty for one that has none."
+    cells = json.loads(notebook.read_text())["cells"]
+    tagged = ["".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])]
+    namespace: dict = {}
+    for source in tagged:
+        exec(source, namespace)
+    return namespace
+
+
+@pytest.mark.parametrize("notebook", [n for n in NOTEBOOKS if parameters(n)], ids=lambda n: n.name)
+def test_parameters_are_checked_before_anything_else(notebook):
+    "The cell after the parameters is the check; the defaults pass it and a typing error does not."
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+    at = next(i for i, c in enumerate(cells) if "parameters" in c["metadata"].get("tags", []))
+    assert "check_parameters(globals())" in "".join(cells[at + 1]["source"])
+    given = parameters(notebook)
+    check_parameters(given)
+    for name in given["__annotations__"]:
+        with pytest.raises(ValueError, match=f"^the notebook has no option '{name}x'; did you mean '[^\n]*$"):
+            check_parameters(given | {f"{name}x": given[name]})
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "small"])
+def test_what_is_planned_is_what_notebooks_take(profile, tmp_path):
+    "Every stage of a plan gives its notebook parameters that it has, of the kind that it wants."
+    from dense_ssl.experiments.plan import as_json, plan
+
+    stages = {e["folder"]: e for e in as_json(plan(profile, runs=tmp_path), profile) if e["folder"]}
+    assert stages
+    for stage in stages.values():
+        check_parameters(parameters(ROOT / "nbs/10_experiments" / stage["notebook"]) | stage["parameters"])
+
+
+VALUES = [0, -1, 1, 3, 1.5, -0.5, "1e-3", "1/256", "1/0", "fast", "", None, True, False, [], [240, 320], [1, "x"]]
+VALUES += [[[1]], {}, {"a": 1}, float("nan"), float("inf"), -float("inf"), 10**30, "1e400", "1e-400", "ü", [True]]
+PRETRAIN = {"data": {"name": "room"}, "method": "pixpro", "steps": 10}
+
+
+def takers() -> dict:
+    "What takes options: name, its options with a default or an example, and a function of some of them."
+    from dense_ssl.data.catalog import DATASETS, _import, check_data
+    from dense_ssl.evaluation.decoders import Protocol
+    from dense_ssl.evaluation.detection import DetectionProtocol
+    from dense_ssl.geometry.regions import RegionConfig
+    from dense_ssl.methods.catalog import METHODS, method_options
+    from dense_ssl.options import options_of, parse
+    from dense_ssl.positives.copy_paste import CopyPaste
+    from dense_ssl.training.configuration import Launch, Pretrain
+
+    found = {f"method {name}": (list(method_options(name, {})), partial(method_options, name)) for name in METHODS}
+    for name in DATASETS:
+        make = _import(*DATASETS[name])
+        root = "/nowhere" if "root" in inspect.signature(make).parameters else None
+        known = [*options_of(make, "root", "split").model_fields, "proposals", "pieces", "first"]
+        found[f"dataset {name}"] = (known, lambda given, name=name, root=root: check_data(name, root, **given))
+    models = {"configuration": (Pretrain, PRETRAIN), "launch": (Launch, {}), "regions": (RegionConfig, {})}
+    models |= {"copy_paste": (CopyPaste, {}), "protocol": (Protocol, {}), "detection": (DetectionProtocol, {})}
+    for what, (model, good) in models.items():
+        found[what] = (list(model.model_fields), lambda v, m=model, g=good, w=what: parse(m, g | v, w))
+    return found
+
+
+def test_every_option_is_taken_or_refused_in_one_sentence(capsys):
+    "Each option of everything that takes options, with each of many values; and a typing error in its name."
+    counts = Counter()
+    for what, (known, take) in takers().items():
+        for key in known:
+            for value in VALUES:
+                try:
+                    take({key: value})
+                    counts["taken"] += 1
+                except ValueError as error:
+                    said = str(error)
+                    counts["refused"] += 1
+                    assert "\n" not in said and len(said) < 700 and "Input" not in said, (what, key, value, said)
+                    assert any(name in said for name in known), (what, key, value, said)
+            try:
+                take({f"{key}s": 1})
+            except ValueError as error:
+                assert f"{key}s" in str(error) and "\n" not in str(error), (what, key, str(error))
+                counts["unknown"] += 1
+    with capsys.disabled():
+        print(dict(counts), end=" ")
+    assert min(counts.values()) > 100 and sum(counts.values()) > 1000
+
+
+@pytest.mark.parametrize("text", ["batch_size: 1e2", "lr: 1/256", "scale: ['0.2', 1e-0]", "crop: [64, '128']"])
+def test_numbers_as_yaml_gives_them(text):
+    from dense_ssl.training.configuration import Pretrain, parse
+
+    (key, value), config = *yaml.safe_load(text).items(), parse(Pretrain, PRETRAIN | yaml.safe_load(text))
+    assert repr(getattr(config, key)) in ("100", "0.00390625", "(0.2, 1.0)", "(64, 128)") and value
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MALFORMED", "60")) // 10))
+def test_what_is_taken_can_be_built_or_is_refused_in_one_sentence(seed):
+    "A method with one option of a random value, built without memory."
+    from dense_ssl.methods.catalog import METHODS, build_method, method_options
+    from dense_ssl.models.encoders import build_encoder
+
+    draw = random.Random(seed)
+    name = draw.choice(list(METHODS))
+    options = {draw.choice(list(method_options(name, {}))): draw.choice(VALUES)}
+    try:
+        with torch.device("meta"):
+            encoder = build_encoder("resnet18", 16 if name == "auxcontrast" else None)
+            assert build_method(name, encoder, **options) is not None
+    except ValueError as error:
+        assert "\n" not in str(error), (name, options, error)
