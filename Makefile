@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN = .venv/bin
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: reproduce plan tables test arithmetic lab install readme site notebooks clean
+.PHONY: reproduce plan tables rehearse test arithmetic lab install readme site notebooks clean
 
 # make reproduce PROFILE=small TABLES="pixdepth.N1 geosets.W1.ours" DATA="nyuv2=/data/nyuv2" CORES=8 OPTIONS="..." (of Snakemake)
 PROFILE ?= quick
@@ -18,6 +18,10 @@ plan: .venv/installed
 
 tables: .venv/installed
 	$(BIN)/python -m dense_ssl.experiments.tables
+
+# Every row of the papers' tables on miniature data sets: runs/rehearsal/report.json. SAMPLE=1: one row of each kind.
+rehearse: .venv/installed
+	$(BIN)/python -m dense_ssl.experiments.rehearse $(if $(TABLES),--tables $(TABLES)) $(if $(SAMPLE),--sample) $(if $(CORES),--cores $(CORES)) $(OPTIONS)
 
 test: .venv/installed
 	$(BIN)/python tests/run.py

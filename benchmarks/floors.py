@@ -107,17 +107,20 @@ def fill(name: str, seed: int, trained: Any, rows: dict, save: Any) -> None:
 
 def verdict(cells: dict[str, dict[str, dict]]) -> tuple[str, float]:
     """"headline" where the trained network is ahead of every floor by more than three deviations, else "diagnostic";
-    and the smallest of these distances. The deviation of a difference is sqrt(s_trained^2 + s_floor^2) over seeds."""
+    and the smallest of these distances. The deviation of a difference is sqrt(s_trained^2 + s_floor^2) over seeds; with
+    one seed there is none, and a trained network that is ahead gets no verdict."""
     values = {who: [r["value"] for r in seeds.values()] for who, seeds in cells.items()}
     spread = {who: statistics.stdev(v) if len(v) > 1 else 0.0 for who, v in values.items()}
-    far = min((statistics.fmean(values["trained"]) - statistics.fmean(values[f]))
-              / math.hypot(spread["trained"], spread[f], 1e-9) for f in FLOORS)
+    ahead = {f: statistics.fmean(values["trained"]) - statistics.fmean(values[f]) for f in FLOORS}
+    if len(values["trained"]) < 2:
+        return ("one seed" if min(ahead.values()) > 0 else "diagnostic"), math.nan
+    far = min(ahead[f] / math.hypot(spread["trained"], spread[f], 1e-9) for f in FLOORS)
     return ("headline" if far > 3 else "diagnostic"), far
 
 
 def table(rows: dict[str, Any]) -> str:
     "Markdown: a line for each data set and protocol, in percent, deviations over seeds."
-    lines = ["| data | protocol | trained | " + " | ".join(FLOORS) + " | ahead by | |", "|---" * 9 + "|"]
+    lines = ["| data | protocol | trained | " + " | ".join(FLOORS) + " | deviations ahead | |", "|---" * 9 + "|"]
     for name, own in rows.items():
         for protocol in PROTOCOLS[name]:
             cells = {who: own[who][protocol] for who in ("trained", *FLOORS) if own.get(who, {}).get(protocol)}
@@ -127,7 +130,8 @@ def table(rows: dict[str, Any]) -> str:
             text = [f"{statistics.fmean(v):.1f}" + (f" ± {statistics.stdev(v):.1f}" if len(v) > 1 else "")
                     for v in values.values()]
             word, far = verdict(cells)
-            lines.append(f"| {name} | {protocol} | " + " | ".join(text) + f" | {far:.1f} deviations | {word} |")
+            distance = "" if math.isnan(far) else f"{far:.1f}"
+            lines.append(f"| {name} | {protocol} | " + " | ".join(text) + f" | {distance} | {word} |")
     return "\n".join(lines)
 
 

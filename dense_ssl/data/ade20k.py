@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .official import About, Frame, Official, check_split, images_below, official_labels
+from .official import About, Frame, Official, Reading, check_split, images_below, official_labels
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/21_ade20k.ipynb #ade20k-classes
 CLASSES = ["wall", "building", "sky", "floor", "tree", "ceiling", "road", "bed", "windowpane", "grass", "cabinet",
@@ -49,6 +50,7 @@ class Ade20k(Official):
 
     about, classes = ABOUT, CLASSES
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", **options: Any):
         check_split("ade20k", split, self.about.counts)
         root = below if (below := Path(root, "ADEChallengeData2016")).is_dir() else Path(root)

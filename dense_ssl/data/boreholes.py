@@ -13,8 +13,9 @@ from torch import Tensor
 
 from .folders import folder_depth, list_images
 from .map_names import find_map
-from .official import About, Frame, Official, check_split, official_labels
+from .official import About, Frame, Official, Reading, check_split, official_labels
 from ..files import read_lines
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/28_boreholes.ipynb #boreholes-split
 def well_split(root: Path, names: list[str], split: str) -> list[str]:
@@ -39,6 +40,7 @@ class Boreholes(Official):
         counts={"unlabelled": 27000, "train": 0, "test": 0}, tables="PixDepth T1, T2, T5", optional=("time",))
     classes, palette, things, depth_kind = ["background", "breakout"], [(70, 70, 70), (220, 60, 20)], (1,), "time"
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", **options: Any):
         check_split("boreholes", split, self.about.counts)
         place = Path(root)

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .official import About, Frame, Official, check_split, images_below, official_labels
+from .official import About, Frame, Official, Reading, check_split, images_below, official_labels
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/26_camvid.ipynb #camvid-classes
 CLASSES = ["sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian", "bicyclist"]
@@ -30,6 +31,7 @@ class CamVid(Official):
         counts={"train": 367, "val": 101, "test": 233})
     classes, palette = CLASSES, PALETTE
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", **options: Any):
         check_split("camvid", split, self.about.counts)
         names = images_below(Path(root), f"{split}/*.png", self.about)

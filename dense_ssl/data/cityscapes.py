@@ -8,7 +8,7 @@ __all__ = ['LABELS', 'IDS', 'CLASSES', 'PALETTES', 'SCORED', 'ABOUT', 'SPLITS', 
 
 # %% ../../nbs/02_data/17_cityscapes.ipynb #cityscapes-imports
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,10 +16,11 @@ from torchvision.datasets import Cityscapes as Published
 
 from ..core import read_json
 from .folders import folder_depth, read_ids
-from .official import (About, Frame, Official, check_split, consecutive, images_below,
+from .official import (About, Frame, Official, Reading, check_split, consecutive, images_below,
                                      official_labels, present)
 from ..geometry.camera import read_intrinsics
 from ..geometry.depth import StoredDepth
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/17_cityscapes.ipynb #cityscapes-ids-1
 LABELS = {label.id: label for label in Published.classes if label.id >= 0}
@@ -110,8 +111,9 @@ class Cityscapes(Official):
 
     about, depth_kind = ABOUT, "disparity"
 
-    def __init__(self, root: str | Path, split: str = "train", classes: int = 19, quality: str = "fine",
-                 **options: Any):
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, split: str = "train", classes: Literal[19, 27] = 19,
+                 quality: Literal["fine", "coarse"] = "fine", **options: Any):
         check_split("cityscapes", split, SPLITS)
         if classes not in IDS or quality not in ("fine", "coarse"):
             raise ValueError(f"classes is {classes!r} and quality {quality!r}; Cityscapes has 19 or 27, fine or coarse")

@@ -20,8 +20,9 @@ from torch import Tensor
 # %% ../../nbs/02_data/19_coco.ipynb #coco-own-imports
 from ..core import read_json
 from .folders import same_size
-from .official import About, Frame, Official, check_split, images_below
+from .official import About, Frame, Official, Reading, check_split, images_below
 from .views import BadSample, Sample
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-sample
 @dataclass(slots=True)
@@ -94,6 +95,7 @@ class Coco(Official):
 
     about = ABOUT
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", labels: bool = True, **options: Any):
         check_split("coco", split, ("train", "test", "val", "unlabeled"))
         year = f"{'val' if split == 'test' else split}2017"

@@ -189,4 +189,6 @@ def on_device(make: Make, method: str) -> DevicePairViews:
     if type(make) is not PairViews:
         raise ValueError("views is device, which needs a method that looks at pairs of views; "
                          f"{method} makes its own inputs, use views cpu")
+    if not isinstance(make.size, int):
+        raise ValueError(f"views is device, which makes square views, and crop is {make.size}; use views cpu")
     return DevicePairViews(make.size, make.scale, make.normalize)

@@ -26,6 +26,7 @@ from .views import INDEX_MAPS, BadSample, Sample
 from ..files import content_key, list_files, note, read_colours, read_lines, read_numbers
 from ..geometry.camera import read_intrinsics, resize_intrinsics
 from ..geometry.depth import DEPTH_KINDS, StoredDepth, read_stored, resize_depth
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/01_folders.ipynb #read-image
 def read_image(path: str | Path, notes: Counter[str] | None = None) -> Tensor:
@@ -317,6 +318,7 @@ def _read_sample(folder: ImageFolder, name: str) -> Sample:
     return sample if folder.size is None else shorter_side(sample, folder.size)
 
 # %% ../../nbs/02_data/01_folders.ipynb #splits-2
+@takes_options_of(ImageFolder)
 def splits(root: str | Path, split: str = "train", **options: Any) -> ImageFolder:
     """ImageNet's layout: `root/<split>/...`, optional trees `depth/<split>/...`; options of `ImageFolder`."""
     trees = {name: Path(options.pop(name), "{split}") for name in TREES if options.get(name)}

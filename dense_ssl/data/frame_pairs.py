@@ -32,6 +32,7 @@ from .worlds.room import CLASSES, RoomWorld
 from ..files import content_key, note
 from ..geometry.reprojection import check_pose, to_world, visible
 from ..geometry.segments import segment_mesh
+from ..options import Count, Positive, Share
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #scene
 @dataclass(slots=True)
@@ -327,17 +328,17 @@ class FramePairs:
         return PairSample.of(self.source[i], self.source[j], self.scene(number))
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #pairs-by-name
-def room_pairs(split: str = "train", count: int = 128, size: tuple[int, int] = (96, 128), seed: int = 0, views: int = 4,
-               minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
-               voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+def room_pairs(split: str = "train", count: Count = 128, size: tuple[Count, Count] = (96, 128), seed: int = 0,
+               views: Count = 4, minimum: Share = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
+               voxel: Positive = 0.02, k_threshold: Positive = 0.01, min_vertices: Count = 20) -> FramePairs:
     """`FramePairs` of the room world."""
     rooms = RoomWorld(split, count, size, seed, views)
     return FramePairs(rooms, minimum, cache, sets, voxel, k_threshold, min_vertices)
 
 # %% ../../nbs/02_data/05_frame_pairs.ipynb #sequence-pairs
-def sequence_pairs(root: str | Path, layout: str = "auto", every: int = 25,
-                   scenes: str | Path | list[str] | None = None, minimum: float = 0.3, cache: str | Path | None = None,
-                   sets: str | float = "surface", voxel: float = 0.02, k_threshold: float = 0.01,
+def sequence_pairs(root: str | Path, layout: str = "auto", every: Count = 25,
+                   scenes: str | Path | list[str] | None = None, minimum: Share = 0.3, cache: str | Path | None = None,
+                   sets: str | float = "surface", voxel: Positive = 0.02, k_threshold: Positive = 0.01,
                    min_vertices: int = 20, poses: str = "camera_to_world", pose_unit: str = "m",
                    depth_scale: float = 0.001, intrinsics: str | Path | dict | list | None = None) -> FramePairs:
     """`FramePairs` of posed scans, of every 25th frame as in Pri3D; options of `RGBDSequences` and `FramePairs`."""

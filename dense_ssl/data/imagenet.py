@@ -9,7 +9,8 @@ __all__ = ['ImageNet']
 from pathlib import Path
 from typing import Any
 
-from .official import About, Frame, Official, check_split, images_below
+from .official import About, Frame, Official, Reading, check_split, images_below
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/25_imagenet.ipynb #imagenet-dataset
 class ImageNet(Official):
@@ -23,10 +24,11 @@ class ImageNet(Official):
         licence="own terms, non-commercial research", disk="145 GB, depth of all images 60 GB",
         tree={"train/*/*.JPEG": "ILSVRC2012_img_train.tar, and the archive of each class in it",
               "val/*.JPEG": "ILSVRC2012_img_val.tar"},
-        counts={"train": 1281167, "test": 50000}, tables="PixDepth T1, T3; auxiliary labels T1", optional=("val",))
+        counts={"train": 1281167}, tables="PixDepth T1, T3; auxiliary labels T1", optional=("val",))
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", **options: Any):
-        check_split("imagenet", split, self.about.counts)
+        check_split("imagenet", split, ("train", "test"))
         root = below if (below := Path(root, "ILSVRC/Data/CLS-LOC")).is_dir() else Path(root)
         flat = split == "test" and any((root / "val").glob("*.JPEG"))
         names = images_below(root, f"{'train' if split == 'train' else 'val'}/{'' if flat else '*/'}*.JPEG", self.about)

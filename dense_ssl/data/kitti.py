@@ -8,17 +8,18 @@ __all__ = ['ABOUT', 'RAW', 'kitti_objects', 'read_calibration', 'in_fold', 'Kitt
 # %% ../../nbs/02_data/18_kitti.ipynb #kitti-imports
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from .cityscapes import CLASSES, IDS, PALETTES, SCORED
 from .folders import folder_depth, read_ids
-from .official import (About, Frame, Official, check_split, consecutive, images_below,
+from .official import (About, Frame, Official, Reading, check_split, consecutive, images_below,
                                      official_labels)
 from ..geometry.camera import read_intrinsics
 from ..geometry.depth import StoredDepth
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/18_kitti.ipynb #kitti-objects
 def kitti_objects(ids: Tensor) -> Tensor:
@@ -77,7 +78,8 @@ class Kitti(Official):
 
     about, depth_kind = ABOUT, "disparity"
 
-    def __init__(self, root: str | Path, split: str = "train", fold: int | None = None, classes: int = 19,
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, split: str = "train", fold: int | None = None, classes: Literal[19, 27] = 19,
                  **options: Any):
         check_split("kitti", split, ABOUT.counts)
         if classes not in IDS:
@@ -116,9 +118,8 @@ class KittiRaw(Official):
 
     about, classes = RAW, None
 
-    def __init__(self, root: str | Path, camera: str = "02", persons: bool = False, **options: Any):
-        if camera not in ("02", "03"):
-            raise ValueError(f"camera is {camera!r}; KITTI's colour cameras are '02' (left) and '03' (right)")
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, camera: Literal["02", "03"] = "02", persons: bool = False, **options: Any):
         self.camera = camera
         names = images_below(Path(root), f"*/*_drive_*_sync/image_{camera}/data/*.png", RAW)
         names = [n for n in names if persons or not _of_persons(n)]

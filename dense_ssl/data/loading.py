@@ -91,15 +91,13 @@ Make = Callable[[list[Sample], list[Generator]], tuple]
 class PairViews:
     """Two batches of views, one pair of each sample, as arguments of a method.
 
-    size: side of a view in pixels. scale: share of the image's area in a crop. normalize: bring depth to [0, 1] per
-    image.
-    Raises: `ValueError` for a size that is not one number.
+    size: side of a view in pixels, or (H, W). scale: share of the image's area in a crop. normalize: bring depth to
+    [0, 1] per image.
     """
 
-    def __init__(self, size: int, scale: tuple[float, float] = (0.08, 1.0), normalize: bool = True):
-        if not isinstance(size, int):
-            raise ValueError(f"crop is {size}; views are square and need one number, the side in pixels")
-        self.size, self.scale, self.normalize, self.smallest = size, scale, normalize, (size, size)
+    def __init__(self, size: int | tuple[int, int], scale: tuple[float, float] = (0.08, 1.0), normalize: bool = True):
+        self.size, self.scale, self.normalize = size, scale, normalize
+        self.smallest = (size, size) if isinstance(size, int) else tuple(size)
 
     def __call__(self, samples: list[Sample], generators: list[Generator]) -> tuple[View, View]:
         if self.normalize:

@@ -9,7 +9,8 @@ __all__ = ['evenly', 'NYUv2Raw']
 from pathlib import Path
 from typing import Any
 
-from .official import About, Frame, Official, images_below
+from .official import About, Frame, Official, Reading, images_below
+from ..options import Count, takes_options_of
 
 # %% ../../nbs/02_data/23_nyuv2_raw.ipynb #nyuv2-raw-draw
 def evenly(names: list[str], count: int | None) -> list[str]:
@@ -29,6 +30,7 @@ class NYUv2Raw(Official):
         tree={"*/r-*.ppm": "nyu_depth_v2_raw.zip"}, counts={"all": 407024},
         tables="auxiliary labels T1, T3 (20k, 128k, 480k frames)")
 
-    def __init__(self, root: str | Path, count: int | None = None, **options: Any):
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, count: Count | None = None, **options: Any):
         names = evenly(images_below(Path(root), "*/r-*.ppm", self.about), count)
         super().__init__(root, "all", [Frame(n) for n in names], **{"labels": False, **options})

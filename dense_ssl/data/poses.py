@@ -62,8 +62,8 @@ def fitting_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], pairs: i
     """The convention in which the depth of neighbouring frames agrees best. frames: (depth (H, W) metres, K, pose) in
     order, at least two; pairs: how many neighbours are compared.
 
-    Another one than the frames' own is named only where it is clearly better: by a third and 10 % of the points on
-    average, and in three of four pairs.
+    Another one than the frames' own is named only where it is clearly better: by 10 % of the points on average, and in
+    three of four pairs.
     """
     first = sorted({int(i) for i in np.linspace(0, len(frames) - 2, min(pairs, len(frames) - 1))})
     shares = {}
@@ -74,7 +74,7 @@ def fitting_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], pairs: i
     own = shares["camera_to_world", "m"]
     best = max(shares, key=lambda key: shares[key].mean())
     share, stands = shares[best].mean(), own.mean()
-    if share < max(stands * 4 / 3, stands + 0.1) or (shares[best] > own).mean() < 0.75:
+    if share < stands + 0.1 or (shares[best] > own).mean() < 0.75:
         best, share = ("camera_to_world", "m"), stands
     return Fit(*best, float(share), float(stands))
 

@@ -28,6 +28,7 @@ from ..core import atomic_path, read_json, run_lock, write_json
 from ..files import digest
 from ..geometry.depth import write_depth_png
 from ..processes import leave, run_processes
+from .catalog import open_images
 from .folders import ImageFolder
 from .map_names import find_map
 from .views import BadSample, Sample
@@ -106,7 +107,7 @@ def write_tree(
     """
     if not 0 <= shard < shards:
         raise ValueError(f"shard is {shard} of {shards}; needs 0 <= shard < shards")
-    images, out = images if isinstance(images, ImageFolder) else ImageFolder(images), Path(out)
+    images, out = ImageFolder(images) if isinstance(images, str | Path) else images, Path(out)
     targets = _targets(images, out, suffix)
     check_tree(out, {"kind": kind, "suffix": suffix, **(settings or {})})
     (out / "done.json").unlink(missing_ok=True)
@@ -172,7 +173,7 @@ def finish_tree(images: ImageFolder, out: Path, suffix: str) -> bool:
 # %% ../../nbs/02_data/06_prepare.ipynb #job
 class Job(BaseModel, extra="forbid", frozen=True):
     """What to write: factory "module:function" called with arguments and runtime gives `make`; images are the
-    arguments of ImageFolder; kind None = make.kind."""
+    arguments of `data.catalog.open_images`; kind None = make.kind."""
 
     factory: str
     images: dict[str, Any]
@@ -219,7 +220,7 @@ def run_job(job: Job, shard: int = 0, shards: int = 1, progress: bool = True) ->
     inputs = {k: v for k, v in job.images.items() if k != "root"}
     settings = {"factory": job.factory, "arguments": job.arguments, "images": inputs, "version": __version__,
                 "contents": _contents(inputs | job.arguments)}
-    images = ImageFolder(**job.images)
+    images = open_images(job.images)
     return write_tree(make, images, job.out, kind, settings, job.suffix, shard, shards, job.strict, progress)
 
 # %% ../../nbs/02_data/06_prepare.ipynb #monocular

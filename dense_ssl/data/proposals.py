@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
+import torch.nn.functional as F
 from skimage.color import rgb2lab
 from skimage.filters import gaussian, sobel
 from skimage.graph import merge_hierarchical, rag_boundary
@@ -20,12 +20,14 @@ from skimage.segmentation import felzenszwalb, watershed
 from torch import Tensor
 
 from ..core import find_named
+from .folders import shorter_side
 from .prepare import Make
 from .views import BadSample, Sample
 from ..geometry.camera import read_intrinsics
 from ..geometry.regions import RegionConfig, coherent_regions, metric_depth
 from ..geometry.segments import segment_depth
 from ..geometry.superpixels import superpixels
+from ..options import parse
 
 # %% ../../nbs/02_data/07_proposals.ipynb #truth-regions
 def truth_regions(labels: Tensor, instances: Tensor | None = None) -> Tensor:
@@ -77,12 +79,7 @@ def _border(graph, source: int, target: int, neighbour: int) -> dict[str, float]
 # %% ../../nbs/02_data/07_proposals.ipynb #config
 def _config(options: dict[str, Any]) -> RegionConfig:
     "A RegionConfig; ValueError in one sentence."
-    try:
-        return RegionConfig(**options)
-    except ValidationError as error:
-        found = "; ".join(f"{'.'.join(map(str, e['loc'][:1]))}: {e['msg']}, found {e['input']!r}"
-                          for e in error.errors())
-        raise ValueError(f"options of coherent regions: {found}") from None
+    return parse(RegionConfig, options, "coherent regions")
 
 # %% ../../nbs/02_data/07_proposals.ipynb #camera
 def _camera(sample: Sample, need: str, intrinsics: Any) -> Tensor:
@@ -125,16 +122,20 @@ PROPOSALS = {
 }
 
 # %% ../../nbs/02_data/07_proposals.ipynb #propose-2
-def propose(sample: Sample, kind: str = "coherent", **options: Any) -> Tensor:
+def propose(sample: Sample, kind: str = "coherent", size: int | None = None, **options: Any) -> Tensor:
     """Regions of one sample: int64 (H, W), from 0, -1 = none.
 
+    size: pixels of the shorter side that the sample is brought to before regions are looked for; None: as it is.
     kind: "coherent" (needs depth and intrinsics; options: `intrinsics` for samples without K, and those of
     `RegionConfig`), "surface" (smooth pieces of the depth's surface, needs the same; options: `intrinsics`,
     k_threshold, min_vertices, jump, smooth), "truth" (needs labels), "slic" (count, compactness, sigma), "felzenszwalb"
     (scale, sigma, min_size), "edges" (threshold, sigma).
     Raises: `ValueError` for an unknown kind or option, and when the sample lacks what the kind needs.
     """
-    make = find_named("kind", kind, PROPOSALS)
+    make, shape = find_named("kind", kind, PROPOSALS), sample.image.shape[-2:]
+    if size is not None and size != min(shape):
+        ids = propose(shorter_side(replace(sample), size), kind, **options)
+        return F.interpolate(ids[None, None].double(), shape, mode="nearest-exact")[0, 0].long()
     try:
         return torch.as_tensor(make(sample, **options)).long()
     except TypeError as error:
@@ -172,13 +173,14 @@ def regions(kind: str = "coherent", intrinsics: Any = None, **options: Any) -> M
     """A maker of region maps for `prepare` jobs: make(sample) -> int64 (H, W), `NO_REGION` (65535) = none; `make.kind`
     is "regions".
 
-    kind, options: as for `propose`. intrinsics: for images without their own, a JSON file or {"width", "height", "K"},
+    kind, options: as for `propose`, its `size` among them.
+    intrinsics: for images without their own, a JSON file or {"width", "height", "K"},
     or four fractions; needed for "coherent" and "surface" on folders. Raises: `ValueError` for an unknown kind or
     option. `make` raises `BadSample` for an image with more than 65535 regions.
     """
     find_named("kind", kind, PROPOSALS)
     if kind == "coherent":
-        _config(options)
+        _config({k: v for k, v in options.items() if k != "size"})
     if kind in ("coherent", "surface"):
         options = {**options, "intrinsics": intrinsics}
 

@@ -19,12 +19,13 @@ from PIL import Image
 from torch import Tensor
 
 from .folders import folder_depth, read_ids, read_image
-from .official import About, Frame, Official, check_split, official_labels
+from .official import About, Frame, Official, Reading, check_split, official_labels
 from .sequences import read_pose
 from .views import BadSample
 from ..files import natural, read_lines
 from ..geometry.camera import check_intrinsics
 from ..geometry.depth import StoredDepth
+from ..options import Count, takes_options_of
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-classes-1
 CLASSES = ["wall", "floor", "cabinet", "bed", "chair", "sofa", "table", "door", "window", "bookshelf", "picture",
@@ -122,10 +123,9 @@ class ScanNet(Official):
 
     about, classes, palette, things = ABOUT, CLASSES, PALETTE, range(2, 20)
 
-    def __init__(self, root: str | Path, split: str = "train", every: int = 100, **options: Any):
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, split: str = "train", every: Count = 100, **options: Any):
         check_split("scannet", split, ("train", "test", "val"))
-        if every < 1:
-            raise ValueError(f"every is {every}; needs at least 1")
         place, scenes = split_scenes(Path(root), split)
         self.ids = IDS if place.name == "scannet_frames_25k" else raw_table(Path(root, "scannetv2-labels.combined.tsv"))
         frames = [f for scene in scenes for f in scene_frames(Path(root), place / scene, every)]

@@ -23,8 +23,8 @@ from .folders import read_image
 from .poses import POSE_UNITS, POSES, camera_to_world
 from .surfaces import scan_labels, scan_surface
 from .views import BadSample, Sample
-from ..core import find_named
-from ..files import content_key, digest, natural, note, read_lines, read_text
+from ..core import find_named, read_text
+from ..files import content_key, digest, natural, note, read_lines
 from ..geometry.camera import check_intrinsics, read_intrinsics, resize_intrinsics
 from ..geometry.depth import StoredDepth, read_stored
 from ..geometry.reprojection import check_pose

@@ -11,7 +11,7 @@ import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,12 +21,13 @@ from torch import Tensor
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-own-imports
 from .folders import folder_depth
 from .frame_pairs import FramePairs
-from .official import About, Frame, Official, check_split
+from .official import About, Frame, Official, Reading, check_split
 from .sequences import read_pose
 from .views import BadSample, Sample
 from ..files import read_lines
 from ..geometry.camera import read_intrinsics
 from ..geometry.depth import StoredDepth
+from ..options import Count, takes_options_of
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-file-1
 def read_table(path: Path, columns: int) -> np.ndarray:
@@ -79,7 +80,8 @@ class Posed(Official):
         kept = {name: frames[::every] for name, frames in scenes.items() if frames}
         if not kept:
             raise ValueError(f"{root}: has no usable frame; {(skipped or ['its sequences are empty'])[0]}")
-        super().__init__(root, split, [f for frames in kept.values() for f, _ in frames], labels=False, **options)
+        frames = [f for frames in kept.values() for f, _ in frames]
+        super().__init__(root, split, frames, **options | {"labels": False})
         self.poses, self.skipped = [pose for frames in kept.values() for _, pose in frames], skipped
         ends = np.cumsum([0, *map(len, kept.values())]).tolist()
         self.scenes = {name: range(a, b) for name, (a, b) in zip(kept, pairwise(ends), strict=True)}
@@ -123,7 +125,9 @@ class TUM(Posed):
         source="https://cvg.cit.tum.de/data/datasets/rgbd-dataset", licence="CC BY 4.0", disk="1 GB a sequence",
         tree={"rgbd_dataset_freiburg*/{rgb,depth}/*.png": "rgbd_dataset_freiburgN_NAME.tgz"}, counts={"all": 0})
 
-    def __init__(self, root: str | Path, every: int = 1, intrinsics: Any = None, **options: Any):
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, every: Count = 1, intrinsics: str | Path | dict | list | None = None,
+                 **options: Any):
         place = Path(root)
         folders = [place] if (place / "rgb.txt").is_file() else sorted(p.parent for p in place.glob("*/rgb.txt"))
         if not folders:
@@ -149,8 +153,7 @@ class TUM(Posed):
         return read_intrinsics({"width": 640, "height": 480, "K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]}, size)
 
     def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        """Metres; 5000 are one."""
-        return folder_depth(path, image, StoredDepth(1 / 5000, invalid=(0,)))
+        return folder_depth(path, image, StoredDepth(1 / 5000, invalid=(0,)))  # 5000 are one metre
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-seven-1
 def seven_sequences(root: Path, split: str) -> list[Path]:
@@ -176,7 +179,8 @@ class SevenScenes(Posed):
         disk="24 GB", tree={"*/seq-*/frame-*.png": "SCENE.zip, and seq-NN.zip in it"},
         counts={"train": 26000, "test": 17000})
 
-    def __init__(self, root: str | Path, split: str = "train", every: int = 1, **options: Any):
+    @takes_options_of(Reading)
+    def __init__(self, root: str | Path, split: str = "train", every: Count = 1, **options: Any):
         check_split("seven_scenes", split, self.about.counts)
         root = Path(root).resolve()
         base, scenes, skipped = root.parent if (root / "TrainSplit.txt").is_file() else root, {}, []
@@ -207,9 +211,9 @@ class SevenScenes(Posed):
 SOURCES = {"tum": TUM, "seven_scenes": SevenScenes}
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-pairs-2
-def posed_pairs(root: str | Path, source: str = "tum", every: int = 25, minimum: float = 0.3,
-                cache: str | Path | None = None, sets: str | float = "surface", voxel: float = 0.02,
-                k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+def posed_pairs(root: str | Path, source: Literal["tum", "seven_scenes"] = "tum", every: Count = 25,
+                minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
+                voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
     """`FramePairs` of TUM RGB-D or 7-Scenes ("seven_scenes"), of every so many frames."""
     check_split("posed_pairs", source, SOURCES)
     return FramePairs(SOURCES[source](root, every=every), minimum, cache, sets, voxel, k_threshold, min_vertices)

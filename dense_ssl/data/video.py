@@ -10,15 +10,17 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision.transforms.v2.functional as TF
 from torch import Generator, Tensor
 
-from .folders import ImageFolder, read_image
+from .catalog import open_images
+from .folders import read_image
 from .views import BadSample, Colour, Sample, augment_colour
 from ..files import note
-from ..geometry.camera import flip_intrinsics, resize_intrinsics
+from ..geometry.camera import flip_intrinsics, read_intrinsics, resize_intrinsics
 
 # %% ../../nbs/02_data/15_video.ipynb #triplet
 @dataclass(slots=True)
@@ -39,6 +41,7 @@ def _by_folder(names: Sequence[str]) -> list[list[int]]:
 class VideoFolder:
     """Triplets of the videos below `root`, the images of each folder a sequence in the natural order of their names.
 
+    images: name and options of a dataset (`open_data`) that has its own `videos`, instead of the images below root.
     intrinsics: as `geometry.camera.read_intrinsics` takes them. spacing: frames from the target to each neighbour.
     `videos`: paths of each sequence. `short`: how many sequences are too short for a triplet; `notes` counts them, and
     what was left out of the images. Raises: `ValueError` when all are, or there is none. `ds[i]` raises BadSample where
@@ -47,11 +50,13 @@ class VideoFolder:
 
     classes, split = None, "all"
 
-    def __init__(self, root: str | Path, intrinsics: str | Path | dict | list | None = None, spacing: int = 1):
+    def __init__(self, root: str | Path, intrinsics: str | Path | dict | list | None = None, spacing: int = 1,
+                 images: dict[str, Any] | None = None):
         if spacing < 1:
             raise ValueError(f"spacing is {spacing}; needs at least 1 frame")
-        self.frames = ImageFolder(root, intrinsics=intrinsics)
-        self.videos, self.name, self.version = _by_folder(self.frames.names), self.frames.name, self.frames.version
+        self.frames, self.intrinsics = open_images({"root": str(root), **(images or {})}), intrinsics
+        self.videos = list(getattr(self.frames, "videos", ())) or _by_folder(self.frames.names)
+        self.name, self.version = self.frames.name, self.frames.version
         self.triplets = [v[t - spacing:t + spacing + 1:spacing]
                          for v in self.videos for t in range(spacing, len(v) - spacing)]
         self.short = sum(len(video) <= 2 * spacing for video in self.videos)
@@ -68,13 +73,14 @@ class VideoFolder:
         before, now, after = self.triplets[index]
         try:
             frame = self.frames[now]
+            K = frame.K if self.intrinsics is None else read_intrinsics(self.intrinsics, tuple(frame.image.shape[-2:]))
         except ValueError as error:  # a frame of another size than the camera's is one bad frame
             raise BadSample(str(error)) from None
         notes = Counter(frame.notes)
         neighbours = [read_image(self.frames.root / self.frames.names[k], notes) for k in (before, after)]
         if any(n.shape != frame.image.shape for n in neighbours):
             raise BadSample(f"{self.frames.root / frame.name} and its neighbours have different sizes")
-        return Triplet(frame.image, frame.name, K=frame.K, neighbours=torch.stack(neighbours),
+        return Triplet(frame.image, frame.name, K=K, neighbours=torch.stack(neighbours),
                        notes=tuple(notes.elements()))
 
 # %% ../../nbs/02_data/15_video.ipynb #triplet-views

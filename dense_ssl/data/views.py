@@ -278,16 +278,19 @@ def augment_colour(image: Tensor, colour: Colour, generator: torch.Generator) ->
 
 # %% ../../nbs/02_data/00_views.ipynb #paired-views
 def draw_pair(source: tuple[int, int], generator: torch.Generator, scale: tuple[float, float] = (0.08, 1.0),
-              colours: tuple[Colour, Colour] = (FIRST, SECOND)) -> list[tuple[Crop, Recolour]]:
-    """Draw crops and colours of two views of an image of `source` = (H, W) pixels."""
-    return [(random_crop(source, generator, scale), draw_colour(colour, generator)) for colour in colours]
+              colours: tuple[Colour, Colour] = (FIRST, SECOND), shape: float = 1.0) -> list[tuple[Crop, Recolour]]:
+    """Draw crops and colours of two views of an image of `source` = (H, W) pixels; shape: width / height of a view."""
+    ratio = shape * 3 / 4, shape * 4 / 3
+    return [(random_crop(source, generator, scale, ratio), draw_colour(colour, generator)) for colour in colours]
 
 # %% ../../nbs/02_data/00_views.ipynb #paired-views-2
-def paired_views(sample: Sample, size: int, generator: torch.Generator, scale: tuple[float, float] = (0.08, 1.0),
+def paired_views(sample: Sample, size: int | tuple[int, int], generator: torch.Generator,
+                 scale: tuple[float, float] = (0.08, 1.0),
                  colours: tuple[Colour, Colour] = (FIRST, SECOND)) -> tuple[View, View]:
-    """Two augmented views of `size` x `size` pixels; every map goes through the same crop and flip as its image."""
-    views = []
-    for crop, drawn in draw_pair(tuple(sample.image.shape[-2:]), generator, scale, colours):
+    """Two augmented views of `size` pixels (a side, or height and width); every map goes through the same crop and flip
+    as its image."""
+    views, shape = [], 1.0 if isinstance(size, int) else size[1] / size[0]
+    for crop, drawn in draw_pair(tuple(sample.image.shape[-2:]), generator, scale, colours, shape):
         image, view = cut(sample, crop, size)
         view.image = normalize_image(recolour(image, drawn))
         views.append(view)

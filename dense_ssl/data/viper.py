@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .official import About, Frame, Official, check_split, images_below, official_labels
+from .official import About, Frame, Official, Reading, check_split, images_below, official_labels
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/24_viper.ipynb #viper-classes
 LABELS = [  # number, name, colour, whether it is scored
@@ -46,6 +47,7 @@ class Viper(Official):
 
     about, classes, palette = ABOUT, CLASSES, PALETTE
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", **options: Any):
         check_split("viper", split, ("train", "test", "val"))
         names = images_below(Path(root), f"{'train' if split == 'train' else 'val'}/img/*/*.jpg", self.about)

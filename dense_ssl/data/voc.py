@@ -15,9 +15,10 @@ from scipy.io import loadmat
 from torch import Tensor
 
 from .folders import read_ids
-from .official import About, Frame, Official, check_split, official_labels
+from .official import About, Frame, Official, Reading, check_split, official_labels
 from .views import BadSample
 from ..files import read_lines
+from ..options import takes_options_of
 
 # %% ../../nbs/02_data/20_voc.ipynb #voc-classes
 CLASSES = ["background", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
@@ -81,6 +82,7 @@ class Voc(Official):
         optional=("benchmark_RELEASE",))
     classes, palette, things = CLASSES, [bit_colour(k) for k in range(21)], range(1, 21)
 
+    @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", **options: Any):
         lists = voc_lists(Path(root))
         if split == "train_aug" and split not in lists:

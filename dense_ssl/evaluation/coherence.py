@@ -31,13 +31,14 @@ def dense_features(encoder: nn.Module, images: Tensor, device: str | torch.devic
                    embed: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Features of a batch, uint8 (B, 3, H, W) -> float32 (B, C, h, w) on the CPU; leaves the encoder in eval mode.
 
+    Every image goes through alone: a batch of another size would change the last digits.
     embed: what of the encoder gives them, None = itself. Raises: `ValueError` when they are not a finite (B, C, h, w)
     map.
     """
     encoder.to(device).eval()
     with torch.inference_mode():
         inputs = normalize_image(images.to(device)).contiguous(memory_format=torch.channels_last)
-        out = (embed or encoder)(inputs).float().cpu()
+        out = torch.cat([(embed or encoder)(image[None]).float().cpu() for image in inputs])
     if out.ndim != 4 or len(out) != len(images):
         raise ValueError(f"encoder gives {tuple(out.shape)} for {len(images)} images; needed: (B, C, h, w)")
     if not out.isfinite().all():

@@ -11,27 +11,45 @@ from typing import Literal
 
 import segmentation_models_pytorch as smp
 import torch
-from pydantic import BaseModel, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, PositiveFloat, PositiveInt, model_validator
 from segmentation_models_pytorch.decoders.unet.decoder import UnetDecoder
 from torch import Tensor, nn
+from torchvision.models.segmentation.fcn import FCNHead
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #own-imports
+from ..options import Options
 from .coherence import data_name
 from .finetuning import load_strictly, resnet_name
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #protocol
-class Protocol(BaseModel, extra="forbid", frozen=True):
+class _Seen(Options):
+    "What of an image is looked at."
+    size: tuple[PositiveInt, PositiveInt] = (240, 320)  # (H, W) that whole images are resized to
+    crop: tuple[PositiveInt, PositiveInt] | None = None  # random crop of the resized image while training
+    scale: tuple[PositiveFloat, PositiveFloat] | None = None  # range of a random factor while training
+    flip: bool = False  # random mirroring while training
+    colour: bool = False  # random brightness, contrast, saturation and hue while training
+    loss_stride: PositiveInt = 1  # the training loss and the hold-out look at labels of 1 / loss_stride of `size`
+
+
+    @model_validator(mode="after")
+    def _crops(self) -> "_Seen":
+        if self.crop and not self.scale and (self.crop[0] > self.size[0] or self.crop[1] > self.size[1]):
+            raise ValueError(f"crop {self.crop} is larger than size {self.size}")
+        if self.scale and (self.crop is None or self.scale[0] > self.scale[1]):
+            raise ValueError(f"scale is {self.scale} and crop {self.crop}; scale needs a crop, and low <= high")
+        return self
+
+# %% ../../nbs/08_evaluation/13_decoders.ipynb #protocol-whole
+class Protocol(_Seen):
     """How a segmentation number is made. An unknown key or an impossible value is refused."""
 
     decoder: Literal["deeplabv3", "deeplabv3plus", "pspnet", "fpn", "unet"] = "deeplabv3"  # paper
     frozen: bool = True  # paper: encoder without gradient; here its BatchNorm keeps its statistics too
-    size: tuple[PositiveInt, PositiveInt] = (240, 320)  # (H, W) that whole images are resized to
-    crop: tuple[PositiveInt, PositiveInt] | None = None  # random crop of the resized image while training
-    flip: bool = False  # random mirroring while training
-    loss_stride: PositiveInt = 1  # the training loss and the hold-out look at labels of 1 / loss_stride of `size`
     output_stride: Literal[8, 16, 32] = 16  # of the encoder; 32 for fpn and unet, else 8 or 16
     decoder_channels: PositiveInt = 256
     atrous_rates: tuple[PositiveInt, PositiveInt, PositiveInt] = (12, 24, 36)
+    auxiliary: float = Field(0.0, ge=0)  # weight of a second loss, on the features of the last stage but one
     dropout: float = Field(0.5, ge=0, lt=1)  # of DeepLabV3's, DeepLabV3+'s, PSPNet's and FPN's decoder
     optimizer: Literal["adam", "sgd"] = "adam"  # paper; sgd has momentum 0.9
     learning_rate: PositiveFloat = 1e-3  # paper; falls step by step
@@ -42,8 +60,9 @@ class Protocol(BaseModel, extra="forbid", frozen=True):
     weight_decay: float = Field(0.0, ge=0)
     batch_size: int = Field(32, ge=2)  # paper
     epochs: PositiveInt = 80  # paper
+    iterations: PositiveInt | None = None  # steps, instead of epochs; all of them
     patience: PositiveInt = 10  # epochs without a better hold-out mIoU until it stops
-    holdout: float = Field(0.1, gt=0, lt=1)  # share of the train split
+    holdout: float = Field(0.1, ge=0, lt=1)  # share of the train split; 0: none, the last weights are the result
     precision: Literal["auto", "float32", "bf16"] = "auto"  # bf16: autocast, the loss in float32; auto: bf16 on CUDA
     ignore_index: int = 255
 
@@ -54,15 +73,20 @@ class Protocol(BaseModel, extra="forbid", frozen=True):
             raise ValueError(f"output_stride is {self.output_stride}; fpn and unet need 32, the others 8 or 16")
         if any(v % step for v in (*self.size, *(self.crop or ()))):
             raise ValueError(f"size {self.size} and crop {self.crop} must be multiples of {step} for {self.decoder}")
-        if self.crop and (self.crop[0] > self.size[0] or self.crop[1] > self.size[1]):
-            raise ValueError(f"crop {self.crop} is larger than size {self.size}")
+        if self.iterations and self.holdout:
+            raise ValueError(f"iterations is {self.iterations} and holdout {self.holdout}; a run of so many steps has "
+                             "no early stopping, set holdout to 0")
+        if self.auxiliary and self.frozen:
+            raise ValueError("auxiliary trains the encoder's middle features, and the encoder is frozen")
         if self.decoder_channels % (unit := 64 if self.decoder == "fpn" else 16):
             raise ValueError(f"decoder_channels is {self.decoder_channels}; {self.decoder} needs a multiple of {unit}")
         return self
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #augmentation
 def _augmentation(p: Protocol) -> str:
-    return " and ".join(["flip"] * p.flip + ([f"crop {p.crop[0]}x{p.crop[1]}"] if p.crop else [])) or "no"
+    scale = f"scale {p.scale[0]:g} to {p.scale[1]:g}, " if p.scale else ""
+    said = ["flip"] * p.flip + ([f"{scale}crop {p.crop[0]}x{p.crop[1]}"] if p.crop else []) + ["colour"] * p.colour
+    return " and ".join(said) or "no"
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #protocol-name
 def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: int, truth: str = "own size") -> str:
@@ -75,9 +99,15 @@ def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: 
             f"truth at {truth}, {p.decoder} (stride {p.output_stride}, {p.decoder_channels} channels{rates}, dropout "
             f"{p.dropout:g}), {_augmentation(p)} augmentation, {p.optimizer} {p.learning_rate:g}"
             f"{f' (new layers {p.new_learning_rate:g})' if p.new_learning_rate else ''} {p.schedule} to "
-            f"{p.final_learning_rate:g}, weight decay {p.weight_decay:g}, {p.epochs} epochs, patience {p.patience} on "
-            f"{p.holdout:.0%} of train, batch {p.batch_size}, loss at 1/{p.loss_stride}, {p.precision}, one confusion "
-            "matrix")
+            f"{p.final_learning_rate:g}, weight decay {p.weight_decay:g}, {_length(p)}, batch {p.batch_size}, loss at "
+            f"1/{p.loss_stride}{f' and {p.auxiliary:g} of a middle loss' if p.auxiliary else ''}, {p.precision}, one "
+            "confusion matrix")
+
+
+def _length(p: Protocol) -> str:
+    if p.iterations:
+        return f"{p.iterations} iterations"
+    return f"{p.epochs} epochs" + (f", patience {p.patience} on {p.holdout:.0%} of train" if p.holdout else "")
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #decoder
 def _decoder(name: str, p: Protocol, classes: int) -> nn.Module:
@@ -122,6 +152,10 @@ def build_segmentation(encoder: nn.Module, protocol: Protocol, classes: int, see
     if decoder is not None:
         load_strictly(model.decoder, decoder, f"the pre-trained decoder does not fit {p.decoder} of "
                       f"{p.decoder_channels} channels")
+    if p.auxiliary:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model.auxiliary = FCNHead(model.encoder.out_channels[-2], classes)
     return model
 
 # %% ../../nbs/08_evaluation/13_decoders.ipynb #segmenter

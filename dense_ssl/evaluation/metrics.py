@@ -119,10 +119,15 @@ class Score:
         """
         truth = check_labels(sample, len(self.classes), self.ignore_index)
         prediction = predict(logits[None], truth.shape)[0].cpu()
+        return self.count(sample, prediction), prediction
+
+    def count(self, sample: Any, prediction: Tensor) -> Tensor:
+        """Count an image whose classes are predicted, int (H, W); its truth. Raises: `ValueError` as `add`."""
+        truth = check_labels(sample, len(self.classes), self.ignore_index)
         self.matrix += confusion([prediction], [truth], len(self.classes))
         self.images += 1
         self.sizes.add(f"{truth.shape[0]}x{truth.shape[1]}")
-        return truth, prediction
+        return truth
 
     def truth(self) -> str:
         """The size of the truth in words, for a protocol's name."""

@@ -11,16 +11,17 @@ from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel, Field
+from pydantic import Field
 from scipy.ndimage import distance_transform_edt
 from scipy.special import expit
 from torch import Tensor
 
+from ..options import Options
 from .camera import backproject, check_intrinsics, normals
 from .superpixels import adjacency, superpixels
 
 # %% ../../nbs/01_geometry/04_regions.ipynb #regionconfig
-class RegionConfig(BaseModel, extra="forbid", frozen=True):
+class RegionConfig(Options):
     """The choices of the grouping.
 
     count, compactness, sigma: SLIC. w_occlusion, w_support, bias: Eq. 3. threshold: T_e; a community whose boundaries

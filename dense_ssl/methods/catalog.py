@@ -13,7 +13,7 @@ from typing import Any
 from ..core import find_named
 from .method import Method, restore_method
 from ..models.encoders import Encoder
-from ..options import options_of, parse
+from ..options import by_name, options_of, parse
 
 # %% ../../nbs/06_methods/09_catalog.ipynb #b85dfce5
 METHODS = {  # name: the module of this room whose METHODS has its class and its own settings
@@ -50,6 +50,7 @@ def method_options(name: str, options: dict[str, Any]) -> dict[str, Any]:
     Raises: `ValueError` for an unknown name or option, saying which there are, or a value of the wrong type.
     """
     cls, own = (_scratch, {}) if name == "scratch" else find_method(name)
+    options = by_name(options, f"the options of method {name}")
     return parse(options_of(cls, "encoder"), {**own, **options}, f"method {name}").model_dump()
 
 

@@ -106,13 +106,15 @@ METHODS: dict[str, tuple[type[Method], dict]] = {"monodepth": (Monodepth, {})}
 # %% ../../nbs/06_methods/11_monodepth.ipynb #video-recipe
 def video_recipe(root: str | Path, intrinsics: str | dict | Sequence[float], size: tuple[int, int] = (192, 640),
                  spacing: int = 1, epochs: float = 20, steps: int | None = None, weights: str | None = None,
-                 **settings: Any) -> dict[str, Any]:
+                 images: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """The published training on the videos below `root`, as keys of `training.configuration.Pretrain`.
 
-    intrinsics, spacing: as of `data.video.VideoFolder`. size: (H, W) of training. steps: instead of epochs. weights: of
+    intrinsics, spacing, images: as of `data.video.VideoFolder`.
+    size: (H, W) of training. steps: instead of epochs. weights: of
     both encoders. settings: keys that replace others.
     """
-    data = {"name": "video", "root": str(root), "options": {"intrinsics": intrinsics, "spacing": spacing}}
+    options = {"intrinsics": intrinsics, "spacing": spacing, **({"images": images} if images else {})}
+    data = {"name": "video", "root": str(root), "options": options}
     return {"data": data, "method": "monodepth", "method_options": {"pose_weights": weights}, "encoder": "resnet18",
             "weights": weights, "crop": tuple(size), "batch_size": 12, "optimizer": "adamw", "lr": 1e-4,
             "weight_decay": 0.0, "schedule": "step", "milestones": (0.75 * (steps or epochs),),

@@ -113,7 +113,7 @@ def load_deeplab(folder: str | Path, encoder: str | Path | None = None) -> nn.Mo
     settings = read_json(file).get("settings", {})
     if settings.get("decoder") != "deeplabv3":
         raise ValueError(f"{file}: the decoder is {settings.get('decoder')!r}; features are taken from deeplabv3")
-    state = {k.removeprefix("model."): v for k, v in read_weights(weights).items()}
+    state = {k.removeprefix("model."): v for k, v in read_weights(weights).items() if ".auxiliary." not in k}
     if not any(k.startswith("encoder.") for k in state):
         if encoder is None:
             raise ValueError(f"{weights} has no encoder, for it was frozen; give the folder of that encoder")

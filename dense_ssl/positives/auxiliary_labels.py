@@ -27,7 +27,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core import atomic_path, read_json, write_json
-from ..data.folders import ImageFolder
+from ..data.catalog import open_images
 from ..data.prepare import Job
 from ..data.views import BadSample, Sample, normalize_image, sample_generator
 from ..geometry.superpixels import superpixels
@@ -378,7 +378,7 @@ def auxiliary(fingerprint: str, centres: str, images: dict[str, Any] | None = No
     if found.fingerprint() != fingerprint:
         raise ValueError(f"{centres}: the centres' fingerprint is {found.fingerprint()}; the job needs {fingerprint}")
     if images is not None:
-        check_images(found, ImageFolder(**images))
+        check_images(found, open_images(images))
     label = AuxiliaryLabels(found, None, superpixel_area, compactness, sigma, dropped, device)
 
     def make(sample: Sample) -> Tensor:

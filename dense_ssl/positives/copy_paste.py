@@ -13,14 +13,15 @@ from typing import Annotated, NamedTuple
 import numpy as np
 import torch
 from numba import njit
-from pydantic import BaseModel, Field, model_validator
+from pydantic import Field, model_validator
 from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..data.views import Colour, Sample
+from ..options import Options
 
 # %% ../../nbs/03_positives/01_copy_paste.ipynb #copypaste
-class CopyPaste(BaseModel, extra="forbid", frozen=True):
+class CopyPaste(Options):
     """The choices of copy-paste (CPCDR section 3.3, supplement C, D). Sizes are pixels of an image `reference_height`
     high.
 

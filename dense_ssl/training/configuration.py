@@ -60,7 +60,8 @@ class _Schedule(Options):
 
 # %% ../../nbs/07_training/00_configuration.ipynb #pretrain-network
 class _Network(_Schedule):
-    "What is trained. weights, branch: what it starts from, as of `models.encoders.Encoder`."
+    """What is trained. weights, branch: what it starts from, as of `models.encoders.Encoder`. start: folder of a finished
+    run of a network of the same kind, whose weights this one begins with."""
 
     method: str
     method_options: dict[str, Any] = {}
@@ -68,6 +69,7 @@ class _Network(_Schedule):
     output_stride: Literal[4, 8, 16, 32] | None = None
     weights: str | Path | None = None
     branch: str | None = None
+    start: str | None = None
 
 # %% ../../nbs/07_training/00_configuration.ipynb #pretrain-config
 class Pretrain(_Network):
@@ -94,7 +96,8 @@ class Pretrain(_Network):
     @classmethod
     def _resolve(cls, values: dict[str, Any]) -> dict[str, Any]:
         if isinstance(values, dict) and isinstance(values.get("method"), str):
-            values = {**values, "method_options": method_options(values["method"], values.get("method_options") or {})}
+            given = values.get("method_options")
+            values = {**values, "method_options": method_options(values["method"], {} if given is None else given)}
         return values
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ from ..data.device_views import on_device
 from ..data.loading import Batch, Samples, StepBatches, step_loader
 from ..data.views import sample_generator
 from ..methods.catalog import build_method
-from ..methods.method import Method, save_method
+from ..methods.method import Method, begin_from, save_method
 from ..models.checkpoint import Checkpoint
 from ..models.encoders import Encoder, build_encoder, save_encoder
 from ..models.sync_batchnorm import sync_batchnorm
@@ -229,6 +229,8 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
     method = build_method(config.method, encoder, **config.method_options)
     steps, rate = schedule(config, len(dataset))
     summary = {"steps": steps, "images": len(dataset), "data_version": dataset.version}
+    if config.start is not None:
+        begin_from(method, encoder, config.start)
     facts = {"method": config.method, "data": config.data.name, "seed": config.seed}
     told = Told(folder, dataset, getattr(method, "effects", {}))
     if method is not None:
