@@ -308,3 +308,8 @@ def on_post_page(output, page, config):
     for address in re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(https?:[^"]+)"', output):
         raise ValueError(f"{page.file.src_uri} loads {escape(address)}; needed: a file of the book")
     return output
+
+
+def on_post_build(config):
+    "The theme's page for a server that finds nothing has absolute links, and nobody asks a disk for it."
+    Path(config.site_dir, "404.html").unlink()

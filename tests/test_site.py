@@ -113,7 +113,7 @@ def test_opened(book: Path, tmp_path: Path):
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto((book / "index.html").as_uri())
         page.screenshot(path=shots / "site-index.png")
-        page.locator("[data-md-component=search-query]").fill("sinkhorn")
+        page.locator("[data-md-component=search-query]").press_sequentially("sinkhorn")
         page.locator(".md-search-result__item").first.wait_for()
         assert "sinkhorn" in page.locator(".md-search-result__list").inner_text().lower()
         for name in ("papers/geosets", "chapters/04_objectives/00_pixel_contrast", "results", "api/geometry.regions"):
