@@ -251,6 +251,14 @@ function fresh(scene, point) {
 /** The snapshot of an encoder at a moment in [0, 1] of its training. */
 const shotAt = (encoder, time) => Math.round(time * (encoder.shots.length - 1));
 
+/** The value that a twentieth of all values lies below. */
+function lowest(maps) {
+  const all = new Float32Array(maps.reduce((n, m) => n + m.length, 0));
+  let at = 0;
+  for (const map of maps) all.set(map, at), at += map.length;
+  return all.sort()[Math.floor(all.length / 20)];
+}
+
 /** All that one encoder answers: a map for each image, the range of its colours, the best cell of the other image. */
 function answer(scene, state, e) {
   const encoder = scene.encoders[e], shot = shotAt(encoder, state.time), [asked, row, col] = state.point;
@@ -275,9 +283,7 @@ function answer(scene, state, e) {
   }
   const tau = TEMPERATURES[state.sharp], all = [...found.values()];   // without tau: from the lowest twentieth to 1
   if (tau) for (const values of all) values.forEach((v, i) => values[i] = Math.exp((v - 1) / tau));
-  const sorted = tau ? [] : Float32Array.from(all.flatMap(m => [...m])).sort();
-  const low = tau ? 0 : sorted[Math.floor(sorted.length / 20)];
-  return {maps: found, low, high: 1, best};
+  return {maps: found, low: tau ? 0 : lowest(all), high: 1, best};
 }
 
 /** Paint a map into a canvas of one pixel a cell: weak values let the image through. */
@@ -290,7 +296,8 @@ function paint(canvas, size, values, state, found, lut) {
       picture.data[4 * i + 3] = 255 * state.strength;
     } else {
       const t = clamp((values[i] - found.low) / Math.max(found.high - found.low, 1e-6), 0, 1);
-      picture.data.set(lut.subarray(3 * Math.round(255 * t), 3 * Math.round(255 * t) + 3), 4 * i);
+      const step = 3 * Math.round(255 * t);
+      for (let c = 0; c < 3; c++) picture.data[4 * i + c] = lut[step + c];
       picture.data[4 * i + 3] = solid ? 255 : 255 * state.strength * (0.15 + 0.85 * t ** 1.5);
     }
   }
