@@ -35,6 +35,7 @@ lab: .venv/installed
 
 # The book, from stored outputs and finished figures, without a network: open _site/index.html.
 site: .venv/installed
+	test -f figures/demo-click.html || $(BIN)/python -m dense_ssl.viz.clickable figures/demo-click.html
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -q --strict -f site/mkdocs.yml
 
 install: .venv/installed

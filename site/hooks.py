@@ -1,4 +1,4 @@
-"""The chapters of the book from the notebooks as they are stored, the results from their files, the API from docstrings.
+"""The chapters of the book from notebooks as they are stored, the results from their files, the API from docstrings.
 
 mkdocs calls the functions `on_...`; nothing is executed and nothing is loaded from a network.
 """
@@ -75,7 +75,7 @@ class Links:
                 return match[1].lstrip("!").strip("[](").removesuffix("]") if match[1][0] != "!" else ""
             return f"{match[1]}{relative(to, page)}{match[3]}"
 
-        fenced = re.split(r"(^```.*?^```|`[^`\n]+`)", text, flags=re.M | re.S)
+        fenced = re.split(r"(^```.*?^```)", text, flags=re.M | re.S)
         return "".join(part if k % 2 else LINK.sub(lead, part) for k, part in enumerate(fenced))
 
 
@@ -102,7 +102,8 @@ def first_sentence(text: str) -> str:
 
 
 def is_test(code: str) -> bool:
-    return bool(re.search(r"^\s*(assert |with pytest\.raises|torch\.testing\.assert|np\.testing\.assert|check\()", code, re.M))
+    asserts = r"^\s*(assert |with pytest\.raises|torch\.testing\.assert|np\.testing\.assert)"
+    return bool(re.search(asserts, code, re.M))
 
 
 def is_imports(code: str) -> bool:
@@ -133,7 +134,7 @@ def outputs(cell: dict, stem: str, page: str, made: dict[str, bytes]) -> str:
 
 
 def chapter(name: str, book: dict, links: Links, made: dict[str, bytes]) -> str:
-    "A notebook as a page: what is explained, what is exported, what it shows; what tests is one line that says what holds."
+    "A notebook as a page: what it explains, exports and shows; what tests is one line that says what holds."
     page, at, parts, said = chapter_of(name), (ROOT / "nbs" / name).parent, [], ""
     for number, cell in enumerate(book["cells"]):
         text = source(cell)
@@ -162,7 +163,8 @@ def chapter(name: str, book: dict, links: Links, made: dict[str, bytes]) -> str:
 
 def clickables() -> list[Path]:
     "Pages that are clicked, from finished runs, the fuller profile first."
-    found = [*(ROOT / "figures" / "small").glob("*-click.html"), *(ROOT / "figures" / "quick").glob("*-click.html")]
+    folders = (ROOT / "figures", ROOT / "figures" / "small", ROOT / "figures" / "quick")
+    found = [path for folder in folders for path in sorted(folder.glob("*-click.html"))]
     return list({p.name: p for p in reversed(found)}.values())
 
 

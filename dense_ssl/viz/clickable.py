@@ -9,6 +9,7 @@ __all__ = ['THRESHOLDS', 'MAPS', 'MODULE', 'TITLES', 'quantised', 'unpacked', 'd
 # %% ../../nbs/09_viz/11_clickable.ipynb #imports
 import base64
 import json
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from html import escape
@@ -25,7 +26,7 @@ from ..core import atomic_path, environment, repo_root, write_json
 from ..data.views import Crop
 from ..positives.masks import distance_scale
 from .figures import crop_views
-from .gallery import Gallery, data_uri, said
+from .gallery import Gallery, data_uri, first_encoders, said
 from .pca import leading
 
 # %% ../../nbs/09_viz/11_clickable.ipynb #quantised
@@ -219,3 +220,7 @@ def clickable(paper: str, runs: dict[str, Any], out: str | Path, images: Any = (
     write_json(path.with_suffix(".json"), {"runs": ids, "environment": environment(),
                                            "parameters": {"images": list(map(str, images)), "size": size}})
     return path
+
+# %% ../../nbs/09_viz/11_clickable.ipynb #main
+if __name__ == "__main__" and "ipykernel" not in sys.modules:  # a notebook's cells are called __main__ as well
+    print(export_html(sys.argv[1], ["room:3+", "room:8+"], first_encoders(), bare=True))
