@@ -271,7 +271,8 @@ def _evaluate(row: Row, target: dict[str, Any], encoder: Stage, at: Setting) -> 
                *(["dense_ssl.models.unet"] if "linear_probe_unet" in parameters["protocols"] else []),
                *data_modules(target["name"], **target.get("options", {}))]
     name = f"{encoder.folder.name.rpartition('-')[0]}-on-{target['key']}"
-    if trained["method"] == "scratch" and "weights" not in trained:  # its BatchNorm has no statistics to keep
+    random = trained["method"] == "scratch" and "weights" not in trained
+    if random and "detection" in parameters["protocols"]:  # its BatchNorm has no statistics to keep
         parameters["detection"] = {"norm": "trained", **parameters.get("detection", {})}
     caps = at.profile.get("caps", {}).get("evaluate", {})
     parameters = merge(capped(parameters, caps), at.profile.get("last", {}).get("evaluate"))
