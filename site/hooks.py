@@ -4,9 +4,11 @@ mkdocs calls the functions `on_...`; nothing is executed and nothing is loaded f
 """
 
 import base64
+import contextlib
 import json
 import os
 import re
+import unicodedata
 from html import escape, unescape
 from pathlib import Path, PurePosixPath
 
@@ -151,7 +153,10 @@ def chapter(name: str, book: dict, links: Links, made: dict[str, bytes]) -> str:
         shown = outputs(cell, page.removesuffix(".md"), page, made)
         block = f"```python\n{code}\n```"
         if is_imports(code):
-            parts.append(folded("imports", block, "quote"))
+            if parts[-1].startswith('??? quote "imports"'):    # those of the module, then those of its examples
+                parts[-1] += "\n" + "\n".join(f"    {line}" if line else "" for line in block.split("\n")) + "\n"
+            else:
+                parts.append(folded("imports", block, "quote"))
         elif not exported and is_test(code) and "image" not in shown:
             held = first_sentence(said) or "what was said above"
             parts.append(folded(f"✓ {held}", block, "success holds") + ("\n" + shown if shown else ""))
@@ -279,11 +284,23 @@ def on_page_content(html, page, config, files):
 
 
 def mathml(latex: str, display: str) -> str:
-    latex = unescape(latex).replace(r"\bigl", "").replace(r"\bigr", "").replace(r"\Bigl", "").replace(r"\Bigr", "")
+    "An equation as MathML; letters of another alphabet as the characters that browsers draw."
+    latex = re.sub(r"\\[bB]ig[lr](?![a-z])", "", unescape(latex))
     try:
-        return convert(latex, display=display)
+        made = convert(latex, display=display)
     except Exception as error:
         raise ValueError(f"equation {latex!r} cannot be drawn: {error}") from error
+    return re.sub(r'<mi mathvariant="(script|bold|double-struck)">(\w|&#x\w+;)</mi>', letter, made)
+
+
+def letter(match: re.Match) -> str:
+    "The character of a mathematical alphabet, or what was there where there is none."
+    kind, plain = match[1].upper(), unescape(match[2])
+    case = "CAPITAL" if plain.isupper() else "SMALL"
+    for name in (f"MATHEMATICAL {kind} {case} {plain.upper()}", f"{kind} {case} {plain.upper()}"):
+        with contextlib.suppress(KeyError):
+            return f"<mi>{unicodedata.lookup(name)}</mi>"
+    return match[0]
 
 
 def on_post_page(output, page, config):
