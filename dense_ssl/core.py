@@ -108,9 +108,9 @@ def read_text(path: str | Path, what: str = "text") -> str:
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not {what} in UTF-8 ({error.reason} at byte {error.start})") from None
+        raise ValueError(f"{path} is not a {what} in UTF-8 ({error.reason} at byte {error.start})") from None
     if "\0" in text:
-        raise ValueError(f"{path} is not {what}; it holds zero bytes")
+        raise ValueError(f"{path} is not a {what}; it holds zero bytes")
     return text
 
 # %% ../nbs/00_core.ipynb #read-json

@@ -83,7 +83,9 @@ def leave(error: BaseException, logs: str | Path) -> NoReturn:
         traceback.print_exception(error)
         sys.exit(f"{SAID}{FAULT} ({type(error).__name__}: {' '.join(str(error).split())[:200]}); please report it with "
                  "the traceback above and the run's params.json")
-    sys.exit(f"{SAID}{said}{_kept(error, Path(logs))}")
+    kept = _kept(error, Path(logs))
+    traceback.clear_frames(error.__traceback__)  # what they hold, such as a progress bar, ends before the last word
+    sys.exit(f"{SAID}{said}{kept}")
 
 # %% ../nbs/00_processes.ipynb #kept-traceback
 FAULT = "a fault of dense_ssl, not of yours"

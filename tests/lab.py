@@ -150,7 +150,7 @@ class Lab:
         "One of JupyterLab's commands, such as docmanager:save."
         self.page.evaluate(f"void window.jupyterapp.commands.execute('{name}')")
 
-    def saved(self, notebook: str, seconds: float = 90) -> dict:
+    def saved(self, notebook: str, seconds: float = 240) -> dict:
         "Save the open notebook; what is then in its file."
         path = self.folder / notebook
         before = path.stat().st_mtime_ns
@@ -206,7 +206,7 @@ class Shown:
         "Open what folds away below the explorer of features."
         self.cell.locator(".jupyter-widget-Collapse-header").click()
 
-    def until(self, ready: Callable[[], bool], what: str, seconds: float = 90) -> None:
+    def until(self, ready: Callable[[], bool], what: str, seconds: float = 240) -> None:
         "Wait until `ready()`, else fail with `what`."
         end = time.monotonic() + seconds
         while not ready():
@@ -214,7 +214,7 @@ class Shown:
                 raise AssertionError(f"after {seconds} s: {what}; the status line says {self.status()!r}")
             self.page.wait_for_timeout(20)
 
-    def changes(self, act: Callable[[], None], number: int = 0, seconds: float = 90) -> str:
+    def changes(self, act: Callable[[], None], number: int = 0, seconds: float = 240) -> str:
         "Do `act` and wait until the layer over picture `number` is another one; the new one."
         before = self.layer(number)
         act()
@@ -231,7 +231,7 @@ class Shown:
         "What the status line says."
         return self.cell.locator(".dense-status").last.inner_text()
 
-    def says(self, words: str, seconds: float = 90) -> None:
+    def says(self, words: str, seconds: float = 240) -> None:
         "Wait until the status line contains `words`."
         self.until(lambda: words in self.status(), f"the status line does not say {words!r}", seconds)
 

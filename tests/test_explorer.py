@@ -189,7 +189,8 @@ def test_click(lab: Lab, boards: dict[str, Shown], name: str):
         board.changes(lambda x=x, y=y: board.click(0, x, y))
     board.shot(name)
     assert board.layer() != before and board.cell.locator("[role=alert]").count() == 0, board.status()
-    assert board.faces.nth(0).get_attribute("aria-label") and board.faces.nth(0).locator("img").get_attribute("alt")
+    assert board.faces.nth(0).get_attribute("aria-label")
+    assert board.faces.nth(0).locator("img").first.get_attribute("alt")
     assert not lab.errors
 
 
@@ -203,7 +204,7 @@ def test_similarity(lab: Lab, boards: dict[str, Shown]):
     for x, y in ((0.3, 0.3), (0.62, 0.55)):
         before = board.maps()
         board.click(0, x, y)
-        assert all(a != b for a, b in zip(before, board.maps(), strict=True))
+        board.until(lambda old=before: all(a != b for a, b in zip(old, board.maps(), strict=True)), "a map stands")
         _, row, col = board.asked()
         true = true_point(pair, pair.second, (row, col))
         shown = board.cell.locator(".dense-truth").first.get_attribute("data-at").split()
@@ -250,11 +251,11 @@ def test_scene_counterparts(lab: Lab, boards: dict[str, Shown]):
             "marks and table disagree",
         )
     board.changes(lambda: board.button("cut from").click())
-    picture = board.faces.nth(0).locator("img").get_attribute("src")
+    picture = board.faces.nth(0).locator("img").first.get_attribute("src")
     board.field("seed").fill("7")
     board.field("seed").press("Enter")
     board.until(
-        lambda: board.faces.nth(0).locator("img").get_attribute("src") != picture, "another seed, the same scenes"
+        lambda: board.faces.nth(0).locator("img").first.get_attribute("src") != picture, "another seed, the same scenes"
     )
     board.until(lambda: "scene 8" in board.layer() and "<img" in board.layer(), "no layer over the new scenes")
     board.shot("scene-cut-from")
@@ -319,7 +320,7 @@ def test_trouble(lab: Lab, boards: dict[str, Shown]):
     assert board.faces.count() == 6 and board.cell.locator(".dense-problem").count() == 4
     before = board.maps()[0]
     board.click(0, 0.2, 0.2)  # the encoder that can, answers
-    assert board.maps()[0] != before
+    board.until(lambda: board.maps()[0] != before, "the encoder that can does not answer")
     board.unfold()
     for text, words in (
         (f"{lab.folder.parent}/corrupt.png", "corrupt.png: is not a whole image"),
@@ -392,7 +393,7 @@ def test_sources(lab: Lab, boards: dict[str, Shown]):
     board.upload("mine.png", picture())
     board.until(lambda: board.button("mine.png").count() == 1, "the upload is not offered")
     board.button("mine.png").click()
-    assert board.faces.count() == 2 and board.asked()[0] == 2
+    board.until(lambda: board.faces.count() == 2 and board.asked()[0] == 2, "the upload is not shown")
     board.field("images").fill("street:4")
     board.button("show instead").click()
     board.until(lambda: "street:4" in board.cell.locator("figcaption").first.inner_text(), "no street")
@@ -438,10 +439,11 @@ def test_reopened(lab: Lab, boards: dict[str, Shown]):
     where = boards["similarity"].asked()
     lab.open("boards.ipynb", run=False, reset=False)
     board = lab.board(1)
-    board.until(lambda: board.faces.count() == 1, "the explorer is not shown again", 60)
+    board.until(lambda: board.faces.count() == 1, "the explorer is not shown again")
     assert board.asked() == where
     board.click(0, 0.52, 0.52)
-    assert board.asked() != where and not lab.errors
+    board.until(lambda: board.asked() != where, "a click is not answered")
+    assert not lab.errors
     lab.close_kernels()
 
 

@@ -170,10 +170,10 @@ def no_depth(scene: Path) -> None:
 
 
 def apart(scene: Path) -> None:
-    "Each camera in a house of its own."
+    "Each camera in a house of its own, in whatever unit its poses are read."
     for k, path in enumerate(sorted(scene.glob("pose/*.txt"))):
         pose = np.loadtxt(path)
-        pose[0, 3] += 100 * k
+        pose[0, 3] += 2e4 * k
         np.savetxt(path, pose)
 
 

@@ -277,6 +277,28 @@ def test_damage_of_kinds_that_only_one_has(copied):
     assert opened("cityscapes", root, "hidden").classes is None
 
 
+def test_crowds_count_neither_for_nor_against(trees):
+    "COCO's rule: what is found inside a crowd is no mistake, and a crowd that is missed is none."
+    from torchvision.ops import masks_to_boxes
+
+    from dense_ssl.evaluation.detection import CocoAP
+
+    data, crowds = opened("coco", trees("coco")), 0
+    ap = {ruled: CocoAP(data.classes) for ruled in (True, False)}
+    for sample in read_all(data):
+        truth, found = sample.objects, {k: v.clone() for k, v in sample.objects.items() if k != "crowd"}
+        for k in truth["crowd"].nonzero()[:, 0].tolist():  # a fifth of it is found, as surely as anything
+            crowds += 1
+            rows = found["masks"][k].nonzero()[:, 0]
+            found["masks"][k, int(rows.float().quantile(0.2)) + 1 :] = False
+            found["boxes"][k] = masks_to_boxes(found["masks"][k : k + 1])[0] + torch.tensor([0, 0, 1, 1])
+        found["scores"] = torch.where(truth["crowd"], 0.9, 0.8)
+        ap[True].add(truth, found)
+        ap[False].add({k: v for k, v in truth.items() if k != "crowd"}, found)
+    assert crowds and ap[True].compute()["mask"]["AP"] == pytest.approx(1)
+    assert ap[False].compute()["mask"]["AP"] < 0.99
+
+
 def test_a_prepared_tree_belongs_to_an_official_one(trees, tmp_path):
     "Maps that this project makes of an official tree are read back with it."
     from dense_ssl.data.prepare import write_map

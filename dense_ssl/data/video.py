@@ -70,18 +70,22 @@ class VideoFolder:
         return len(self.triplets)
 
     def __getitem__(self, index: int) -> Triplet:
-        before, now, after = self.triplets[index]
-        try:
-            frame = self.frames[now]
-            K = frame.K if self.intrinsics is None else read_intrinsics(self.intrinsics, tuple(frame.image.shape[-2:]))
-        except ValueError as error:  # a frame of another size than the camera's is one bad frame
-            raise BadSample(str(error)) from None
-        notes = Counter(frame.notes)
-        neighbours = [read_image(self.frames.root / self.frames.names[k], notes) for k in (before, after)]
-        if any(n.shape != frame.image.shape for n in neighbours):
-            raise BadSample(f"{self.frames.root / frame.name} and its neighbours have different sizes")
-        return Triplet(frame.image, frame.name, K=K, neighbours=torch.stack(neighbours),
-                       notes=tuple(notes.elements()))
+        return _read_triplet(self, *self.triplets[index])
+
+# %% ../../nbs/02_data/15_video.ipynb #read-triplet
+def _read_triplet(videos: VideoFolder, before: int, now: int, after: int) -> Triplet:
+    "Three frames of a video by their numbers; BadSample where one is bad, or they are of different sizes."
+    try:
+        frame = videos.frames[now]
+        size = tuple(frame.image.shape[-2:])
+        K = frame.K if videos.intrinsics is None else read_intrinsics(videos.intrinsics, size)
+    except ValueError as error:  # a frame of another size than the camera's is one bad frame
+        raise BadSample(str(error)) from None
+    notes, folder = Counter(frame.notes), videos.frames
+    neighbours = [read_image(folder.root / folder.names[k], notes) for k in (before, after)]
+    if any(n.shape != frame.image.shape for n in neighbours):
+        raise BadSample(f"{folder.root / frame.name} and its neighbours have different sizes")
+    return Triplet(frame.image, frame.name, K=K, neighbours=torch.stack(neighbours), notes=tuple(notes.elements()))
 
 # %% ../../nbs/02_data/15_video.ipynb #triplet-views
 class TripletViews:

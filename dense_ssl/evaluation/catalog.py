@@ -56,4 +56,5 @@ def mean_result(results: list[dict[str, Any]]) -> dict[str, Any]:
 
     found = {k: mean([r[k] for r in results]) for k in results[0] if all(k in r for r in results)}
     return found | {"protocol": f"mean over {len(results)} folds: {found['protocol']}", "seed": results[0]["seed"],
-                    "seconds": sum(r["seconds"] for r in results), "skipped": [m for r in results for m in r["skipped"]]}
+                    "seconds": sum(r["seconds"] for r in results),
+            "skipped": [m for r in results for m in r["skipped"]]}

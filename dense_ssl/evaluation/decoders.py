@@ -103,7 +103,7 @@ def protocol_name(protocol: Protocol, train: Sequence, test: Sequence, classes: 
             f"1/{p.loss_stride}{f' and {p.auxiliary:g} of a middle loss' if p.auxiliary else ''}, {p.precision}, one "
             "confusion matrix")
 
-
+# %% ../../nbs/08_evaluation/13_decoders.ipynb #length
 def _length(p: Protocol) -> str:
     if p.iterations:
         return f"{p.iterations} iterations"

@@ -74,8 +74,7 @@ class DetectionProtocol(Options):
 # %% ../../nbs/08_evaluation/05_detection.ipynb #detection-protocol-name
 def detection_protocol_name(protocol: DetectionProtocol, train: Sequence, test: Sequence, encoder: str,
                             classes: int) -> str:
-    """One line that says what a number is: data, classes, resolution, which BatchNorm, augmentation, schedule, metric.
-    """
+    """One line that says what a number is: data, classes, resolution, BatchNorm, augmentation, schedule, metric."""
     p = protocol
     share = "" if p.train_share == 1 else f" ({100 * p.train_share:.4g} % of its images)"
     norm = "frozen at the pre-trained statistics" if p.norm == "frozen" else "trained, not synchronised"
@@ -85,8 +84,8 @@ def detection_protocol_name(protocol: DetectionProtocol, train: Sequence, test: 
             f"size{ignored}, anchors {'/'.join(map(str, p.anchors))}, {p.regions} regions, crops of {p.area[0]:g} to "
             f"{p.area[1]:g}, flip {p.flip:g}, {'colour' if p.colour else 'no colour'} augmentation, sgd "
             f"{p.learning_rate:g} (new layers {p.new_learning_rate:g}) {p.schedule} to {p.final_learning_rate:g}, "
-            f"warm-up {p.warmup}, weight decay {p.weight_decay:g}, {p.iterations} steps of {p.batch_size}, COCO AP over IoU .5 "
-            "to .95, 100 detections an image")
+            f"warm-up {p.warmup}, weight decay {p.weight_decay:g}, {p.iterations} steps of {p.batch_size}, COCO AP "
+            "over IoU .5 to .95, 100 detections an image")
 
 # %% ../../nbs/08_evaluation/05_detection.ipynb #find-objects
 def find_objects(labels: Tensor, instances: Tensor, ignore_index: int = 255) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from ..processes import place
 
 # %% ../../nbs/08_evaluation/25_scoring.ipynb #save-prediction
 def save_prediction(path: Path, prediction: Tensor, palette: Sequence[tuple[int, int, int]] | None = None) -> None:
-    """Write class numbers, int (H, W), as an indexed PNG. palette: the classes' colours; None: `labels.colour_map`'s."""
+    """Write class numbers, int (H, W), as an indexed PNG. palette: the classes' colours; None: `colour_map`'s."""
     colours = colour_map(torch.arange(256)[None])[0]
     if palette is not None:
         colours[: len(palette)] = torch.tensor(palette, dtype=torch.uint8)
@@ -158,7 +158,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("evaluation", type=Path, help="folder of a finished evaluation, runs/evaluate/NAME")
     parser.add_argument("--name", default="segmentation_finetuned", help="or segmentation_frozen")
     parser.add_argument("--split", default="test")
-    parser.add_argument("--out", type=Path, help="of predictions and score.json; default: predictions/ beside the result")
+    parser.add_argument("--out", type=Path, help="of predictions and score.json; default: beside the result")
     parser.add_argument("--root", help="where the data lie now; default: where they lay")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args(words)

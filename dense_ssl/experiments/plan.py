@@ -220,7 +220,8 @@ def _pretrain_parameters(row: Row, data: dict[str, Any], at: Setting) -> dict[st
         merged = {k: merged[k] for k in ("encoder", "output_stride", "weights", "method") if k in merged} | {"steps": 0}
     # the truth is for an oracle, and for what is cut out along it
     hidden = () if given.get("proposals") == "truth" or given.get("pieces") == "objects" else TRUTH
-    seen = {k: v for k, v in data.get("options", {}).items() if k not in hidden} | (data.get("hide", {}) if hidden else {})
+    seen = {k: v for k, v in data.get("options", {}).items() if k not in hidden}
+    seen |= data.get("hide", {}) if hidden else {}
     return {"data": {"name": data["name"], "root": data.get("root"), "options": seen,
                      **({"split": data["split"]} if "split" in data else {})}, **merged, "seed": row.seed}
 
@@ -244,7 +245,8 @@ def _pretrain(row: Row, data: dict[str, Any], needs: tuple[Stage, ...], at: Sett
     processes = _fitting(config, at.launch.get("processes", 1))
     launch = {"threads": at.threads, "tensorboard": False, **at.launch, "processes": processes}
     parameters = {
-        "data": p["data"]["name"], "data_split": p["data"]["split"], "data_root": p["data"]["root"] or "", "data_options": p["data"]["options"],
+        "data": p["data"]["name"], "data_split": p["data"]["split"], "data_root": p["data"]["root"] or "",
+        "data_options": p["data"]["options"],
         **{k: p[k] for k in known},
         "epochs": p["epochs"] or 0, "steps": p["steps"] or 0, "launch": launch, "name": name, "runs": str(at.runs),
         "settings": {k: v for k, v in p.items() if k not in (*known, "data", "epochs", "steps") and v is not None}}
@@ -269,7 +271,8 @@ def _evaluate(row: Row, target: dict[str, Any], encoder: Stage, at: Setting) -> 
                *(["dense_ssl.models.unet"] if "linear_probe_unet" in parameters["protocols"] else []),
                *data_modules(target["name"], **target.get("options", {}))]
     name = f"{encoder.folder.name.rpartition('-')[0]}-on-{target['key']}"
-    if trained["method"] == "scratch" and "weights" not in trained:  # its BatchNorm has no statistics to keep
+    random = trained["method"] == "scratch" and "weights" not in trained
+    if random and "detection" in parameters["protocols"]:  # its BatchNorm has no statistics to keep
         parameters["detection"] = {"norm": "trained", **parameters.get("detection", {})}
     caps = at.profile.get("caps", {}).get("evaluate", {})
     parameters = merge(capped(parameters, caps), at.profile.get("last", {}).get("evaluate"))

@@ -72,15 +72,15 @@ def draw_weights(folder: Path) -> dict[str, str]:
 def kinds(row: Row) -> set[tuple[str, str]]:
     """What a planned row brings that may fail in its own way: its method, layouts, preparations, protocols and
     decoders."""
-    found, given = {("notebook", stage.notebook) for stage in row.stages["evaluate"].chain()}, row.row.get("pretrain", {})
-    last = row.stages["evaluate"].identity
+    last, given = row.stages["evaluate"].identity, row.row.get("pretrain", {})
+    found = {("notebook", stage.notebook) for stage in row.stages["evaluate"].chain()}
     found |= {("protocol", name) for name in last.get("protocols", ["regions"])} | {("evaluated on", last["data"])}
     if any(name.startswith("segmentation") for name in last.get("protocols", ())):
         found.add(("decoder", last["segmentation"].get("decoder", "deeplabv3")))
     if given:
         found |= {("method", given["method"]), ("data", row.stages["pretrain"].identity["data"]["name"])}
         found |= {(key, str(given[key])) for key in ("proposals", "pieces", "sets") if key in given}
-        found |= {("begins", "after a run" if "after" in given else str(given.get("weights")))}
+        found.add(("begins", "after a run" if "after" in given else str(given.get("weights"))))
     return found
 
 # %% ../../nbs/10_experiments/00_rehearse.ipynb #sample

@@ -61,7 +61,7 @@ def encoder_memory(encoder: str, output_stride: int | None, size: tuple[int, int
 # %% ../../nbs/10_experiments/00_resolved.ipynb #resolve
 VIEWS = {"auxcontrast": 1}  # images that a method makes of one; the others make two
 
-
+# %% ../../nbs/10_experiments/00_resolved.ipynb #resolve-row
 def resolve(row: Row, profile: str) -> dict[str, Any]:
     """What a planned row comes to: `pretrain` with `images`, `iterations`, `gpus` and `memory` (GiB a GPU),
     `evaluate`, and of it `segmentation` and `detection`, where it has them."""
@@ -126,7 +126,7 @@ def _evaluated(told: dict[str, Any]) -> str:
 # %% ../../nbs/10_experiments/00_resolved.ipynb #resolved-table
 HEAD = ["rows", "encoder, from", "crop", "batch", "rate", "iterations", "images", "memory", "evaluation"]
 
-
+# %% ../../nbs/10_experiments/00_resolved.ipynb #resolved-table-lines
 def resolved_table(rows: list[Row], profile: str) -> str:
     """Markdown: a line for each setting that `rows` come to, with the rows that have it, but for what a method adds of
     its own."""

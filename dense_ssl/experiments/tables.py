@@ -29,7 +29,8 @@ def metrics(protocols: Iterable[str]) -> dict[str, dict[str, Any]]:
     """Title, protocol and value of the columns: those of metrics.yaml, and for other `protocols` what their module
     says."""
     found = dict(read_yaml("metrics.yaml"))
-    for name in set(PROTOCOLS) & set(protocols) - {metric["protocol"] for metric in found.values()}:
+    wanted = set(protocols) - {metric["protocol"] for metric in found.values()}
+    for name in (name for name in PROTOCOLS if name in wanted):
         title, key = protocol_metric(name)
         found[name] = {"title": title, "protocol": name, "value": key}
     return found

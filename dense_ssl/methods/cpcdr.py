@@ -43,7 +43,7 @@ class Pyramid(Method):
         return F.normalize(self.projector(self.fpn(image)).float(), dim=1)
 
     @property
-    def dense(self) -> nn.Module:
+    def dense_network(self) -> nn.Module:
         return self.fpn
 
     @torch.no_grad()

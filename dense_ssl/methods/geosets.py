@@ -52,7 +52,7 @@ class GeoNetwork(Method):
         return self.unet.decoder
 
     @property
-    def dense(self) -> nn.Module:
+    def dense_network(self) -> nn.Module:
         return self.unet
 
     def embed(self, image: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class Method(nn.Module):
         """To be called after optimizer step `step` of `steps`."""
 
     @property
-    def dense(self) -> nn.Module:
+    def dense_network(self) -> nn.Module:
         """What gives the dense features that were trained, images to (B, channels, H / stride, W / stride): the
         encoder, or what a method put on it."""
         return self.encoder

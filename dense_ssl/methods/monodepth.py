@@ -109,9 +109,8 @@ def video_recipe(root: str | Path, intrinsics: str | dict | Sequence[float], siz
                  images: dict[str, Any] | None = None, **settings: Any) -> dict[str, Any]:
     """The published training on the videos below `root`, as keys of `training.configuration.Pretrain`.
 
-    intrinsics, spacing, images: as of `data.video.VideoFolder`.
-    size: (H, W) of training. steps: instead of epochs. weights: of
-    both encoders. settings: keys that replace others.
+    intrinsics, spacing, images: as of `data.video.VideoFolder`. size: (H, W) of training. steps: instead of epochs.
+    weights: of both encoders. settings: keys that replace others.
     """
     options = {"intrinsics": intrinsics, "spacing": spacing, **({"images": images} if images else {})}
     data = {"name": "video", "root": str(root), "options": options}

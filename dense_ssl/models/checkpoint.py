@@ -22,6 +22,14 @@ def same_run(path: Path, found: str | None, fingerprint: str) -> None:
         raise ValueError(f"{path} belongs to a run with another encoder, protocol, seed or dataset; give this one its "
                          "own folder")
 
+# %% ../../nbs/05_models/10_checkpoint.ipynb #facts
+def _facts(state: dict[str, Any], wanted: dict[str, Any]) -> dict[str, Any]:
+    "What a file holds of the `wanted` facts. TypeError for one that is no number where a number is wanted."
+    found = {name: state[name] for name in wanted}
+    if wrong := [name for name, fact in wanted.items() if isinstance(fact, int) > isinstance(found[name], int)]:
+        raise TypeError(f"{wrong[0]} is {found[wrong[0]]!r}")
+    return found
+
 # %% ../../nbs/05_models/10_checkpoint.ipynb #checkpoint
 class Checkpoint:
     """What an interrupted run goes on from. seconds: how much work a kill may cost. fingerprint: of the run, where its
@@ -53,9 +61,7 @@ class Checkpoint:
             return facts
         state = read_weights(self.path)
         try:
-            told, found = state["fingerprint"], {name: state[name] for name in facts}
-            if wrong := [name for name, fact in facts.items() if isinstance(fact, int) > isinstance(found[name], int)]:
-                raise TypeError(f"{wrong[0]} is {found[wrong[0]]!r}")
+            told, found = state["fingerprint"], _facts(state, facts)
             if told == self.fingerprint:
                 for name, part in self.parts.items():
                     part.load_state_dict(state[name])

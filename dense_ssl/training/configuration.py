@@ -60,8 +60,8 @@ class _Schedule(Options):
 
 # %% ../../nbs/07_training/00_configuration.ipynb #pretrain-network
 class _Network(_Schedule):
-    """What is trained. weights, branch: what it starts from, as of `models.encoders.Encoder`. start: folder of a finished
-    run of a network of the same kind, whose weights this one begins with."""
+    """What is trained. weights, branch: what it starts from, as of `models.encoders.Encoder`. start: folder of a
+    finished run of a network of the same kind, whose weights this one begins with."""
 
     method: str
     method_options: dict[str, Any] = {}
