@@ -434,7 +434,6 @@ def test_accessible(lab: Lab, boards: dict[str, Shown]):
 
 
 @needs_browser
-@pytest.mark.xfail(reason="a known fault: the explorer of features is not always shown again in a reopened notebook")
 def test_reopened(lab: Lab, boards: dict[str, Shown]):
     "The notebook closed and opened again, while its kernel lives: the explorers are there, and answer."
     lab.saved("boards.ipynb")

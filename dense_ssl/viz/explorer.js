@@ -242,11 +242,14 @@ function opened(scene) {
 
 /** The state of a view: what is asked (image, row, column), and what the controls say. */
 function fresh(scene, point) {
-  const [left, right] = scene.pairs[0];
-  return {point: point?.length ? [...point] : [...scene.start], left, right, mode: "similarity", sharp: 0,
-          foreground: 0, time: 1, colours: Object.keys(scene.colours)[0], strength: 0.75, smooth: true, masks: "none",
+  const start = scene.images[point?.[0]] ? [...point] : [...scene.start], [left, right] = pairOf(scene, start[0]);
+  return {point: start, left, right, mode: "similarity", sharp: 0, foreground: 0, time: 1,
+          colours: Object.keys(scene.colours)[0], strength: 0.75, smooth: true, masks: "none",
           shown: new Set(scene.encoders.keys())};
 }
+
+/** The two images that are shown when one of them is asked about. */
+const pairOf = (scene, image) => scene.pairs.find(pair => pair.includes(image)) ?? [image, image];
 
 /** The snapshot of an encoder at a moment in [0, 1] of its training. */
 const shotAt = (encoder, time) => Math.round(time * (encoder.shots.length - 1));
@@ -452,9 +455,11 @@ function board(root, packed, point, told) {
 
   const act = {
     ask(i, row, col, tell = true) {
-      const [H, W] = scene.images[i].size;
+      if (!scene.images[i]) return;
+      const [H, W] = scene.images[i].size, there = [state.left, state.right].includes(i);
       state.point = [i, clamp(row, 0, H - 1), clamp(col, 0, W - 1)];
-      draw();
+      if (!there) [state.left, state.right] = pairOf(scene, i);
+      there ? draw() : lay();
       if (tell) told(state.point);
     },
     key(event, e, i) {
@@ -472,21 +477,19 @@ function board(root, packed, point, told) {
     },
     set(change, again = true) {
       Object.assign(state, change);
-      if ("left" in change || "right" in change) act.pick();
-      else if (again) fill();
+      if ("left" in change || "right" in change) return act.pick();
+      if (again) fill();
       draw();
     },
     show(e, on) {
       on ? state.shown.add(e) : state.shown.size > 1 && state.shown.delete(e);
       lay();
     },
-    pick() {
-      if (![state.left, state.right].includes(state.point[0])) {
-        const [H, W] = scene.images[state.left].size;
-        state.point = [state.left, Math.floor(H / 2), Math.floor(W / 2)];
-        told(state.point);
-      }
+    pick() {                                      // first the pictures, for whoever is told of the pixel may ask again
+      const gone = ![state.left, state.right].includes(state.point[0]), [H, W] = scene.images[state.left].size;
+      if (gone) state.point = [state.left, Math.floor(H / 2), Math.floor(W / 2)];
       lay();
+      if (gone) told(state.point);
     },
   };
 

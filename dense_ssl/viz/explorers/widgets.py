@@ -388,10 +388,12 @@ class Board:
 
 # %% ../../../nbs/09_viz/explorers/00_widgets.ipynb #still
 def _still(board: Board) -> dict[str, str]:
-    "The figure of a board as a JPEG, or nothing where it cannot be drawn: the status line says why."
+    "The figure of a board as a JPEG, or nothing where it cannot be drawn: the status line says why, else what it said."
+    said = board.status.text, board.status.widget.value
     try:
         file = BytesIO()
         board.figure().savefig(file, format="jpeg", dpi=board.dpi, bbox_inches="tight", pil_kwargs={"quality": 85})
+        board.status.text, board.status.widget.value = said      # not what took long while the figure was drawn
         return {"image/jpeg": base64.b64encode(file.getvalue()).decode()}
     except Exception as error:
         if board.status.error is None:                       # else what went wrong first is the reason
