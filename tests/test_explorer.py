@@ -320,6 +320,7 @@ def test_trouble(lab: Lab, boards: dict[str, Shown]):
     board.until(lambda: tiles.count() == 4, "no tile says what is wrong")
     said = " ".join(tiles.all_inner_texts())
     assert "flat: encoder gives (1, 3)" in said and "gone" in said
+    board.says("flat: encoder gives (1, 3)"), board.says("gone")
     assert board.faces.count() == 6 and board.cell.locator(".dense-problem").count() == 4
     before = board.maps()[0]
     board.click(0, 0.2, 0.2)  # the encoder that can, answers
@@ -395,6 +396,8 @@ def test_sources(lab: Lab, boards: dict[str, Shown]):
     board.says("corrupt.png: is not a whole image")
     board.upload("mine.png", picture())
     board.until(lambda: board.button("mine.png").count() == 1, "the upload is not offered")
+    board.button("mine.png").click()
+    board.until(lambda: board.faces.count() == 2 and board.asked()[0] == 2, "the upload is not shown")
     board.field("images").fill("street:4")
     board.button("show instead").click()
     board.until(lambda: "street:4" in board.cell.locator("figcaption").first.inner_text(), "no street")
