@@ -257,11 +257,12 @@ def _pretrain(row: Row, data: dict[str, Any], needs: tuple[Stage, ...], at: Sett
 # %% ../../nbs/10_experiments/00_plan.ipynb #evaluate
 def _evaluate(row: Row, target: dict[str, Any], encoder: Stage, at: Setting) -> Stage:
     "The stage that evaluates an encoder, its parameters merged in the same order."
-    options = {k: v for k, v in target.get("options", {}).items() if k not in ("count", "proposals", "size")}
-    options |= {k: v for k, v in target.get("options", {}).items() if not target.get("needs_root") and k == "size"}
+    left = ("count", "proposals", *(["size"] if target.get("needs_root") else []))
+    options = {k: v for k, v in target.get("options", {}).items() if k not in left}
     counts = {"train_count": 0, "test_count": 0} if target.get("needs_root") else {}
     own, trained = {k: v for k, v in row.row["evaluate"].items() if k != "data"}, row.row["pretrain"]
-    (at, says), (paper, table) = at.of(row), at.of(row)[1]["evaluate"]
+    at, says = at.of(row)
+    paper, table = says["evaluate"]
     share = own.get("segmentation", {}).get("train_share", 1.0)  # the fewer labelled images, the more epochs of them
     parameters = merge({"finetune": {}}, at.profile["evaluate"], paper, says["train_share"].get(share), counts,
                        target.get("evaluate"), table, own, {
@@ -283,11 +284,11 @@ def _evaluate(row: Row, target: dict[str, Any], encoder: Stage, at: Setting) -> 
 # %% ../../nbs/10_experiments/00_plan.ipynb #evaluation-alone
 def _evaluation_alone(row: Row, at: Setting) -> Stage:
     "A row that trains nothing: the stage of its own notebook."
-    at, notebook = at.of(row)[0], row.row["notebook"]
+    (at, says), notebook = at.of(row), row.row["notebook"]
     target, needs = _dataset(row.row["evaluate"]["data"], at), ()
     row.roots = _lies(at, target)
     own = {k: v for k, v in row.row["evaluate"].items() if k not in ("data", "code")}
-    table = at.of(row)[1]["evaluate"][1]
+    table = says["evaluate"][1]
     if own.get("kind") == "coherent" and target.get("needs_root"):
         depth, needs, _ = _depth(target | {k: v for k, v in (table or {}).items() if k == "split"}, at)
         target = merge(target, {"options": depth | {"intrinsics": target["camera"]} if "camera" in target else depth})

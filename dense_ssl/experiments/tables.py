@@ -155,7 +155,8 @@ def _judgement(found: dict[str, Any] | None) -> list[str]:
     if found["window"] is None:
         return ["", "", found["verdict"]]
     error = "" if found["window_error"] is None else f" ± {found['window_error']:.1f}"
-    return [f"{found['window']:.1f}{error}", f"{found['place']:.0%}", found["verdict"]]
+    place = "" if found["place"] is None else f"{found['place']:.0%}"
+    return [f"{found['window']:.1f}{error}", place, found["verdict"]]
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #cells
 def cells(metric: str, records: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -204,13 +205,24 @@ def _floors(records: list[dict[str, Any]]) -> list[str]:
         f"{name} {max(v):.1f}" for (d, m, name), v in found.items() if (d, m) == (data, metric))
         + " (the best of the rows' networks)." for data, metric in dict.fromkeys(key[:2] for key in found)]
 
+# %% ../../nbs/10_experiments/00_tables.ipynb #geometry
+def _geometry(records: list[dict[str, Any]]) -> list[str]:
+    "A line for each row that has a control with the geometry of other images: how far it is from that, by metric."
+    titles, lines = metrics(p for r in records for p in r.get("protocols", ())), []
+    for r in records:
+        said = [f"{titles[m]['title']} {mean:+.1f}{'' if error is None else f' ± {error:.1f}'}, {words}"
+                for m, j in r.get("judged", {}).items() if "geometry" in j for mean, error, words in [j["geometry"]]]
+        if said:
+            lines.append(f"\nGeometry, {r['label']} against the same with that of other images: {'; '.join(said)}.")
+    return lines
+
 # %% ../../nbs/10_experiments/00_tables.ipynb #markdown
 def markdown(title: str, head: list[str], rows: list[list[str]], records: list[dict[str, Any]], note: str = "") -> str:
     """The table, and under it what the numbers are."""
     lines = [f"**{title}** (profile `{records[0]['profile']}`)", "",
              *("| " + " | ".join(line) + " |" for line in (head, *rows))]
     lines.insert(3, "|" + " --- |" * len(head))
-    lines += _floors(records)
+    lines += [*_geometry(records), *_floors(records)]
     colours = {json.dumps(r["raw_colours"], sort_keys=True): r for r in records if "raw_colours" in r}
     for r in colours.values():
         same, depth = (f"{100 * v:.1f}" if v is not None else "-"
@@ -312,12 +324,20 @@ def compared(entries: list[dict[str, Any]]) -> list[str]:
     return lines
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #calibrate
-def calibrate(entries: list[dict[str, Any]]) -> Path:
-    """Keep how the rows of a plan spread over its seeds, where there are at least three (`verdicts.calibration`)."""
-    profile, found, kept = entries[0]["profile"], list(results(entries)), calibration()
+def calibrate(profile: str, *others: str) -> Path:
+    """Keep how the published rows of a profile spread over their seeds, where there are at least three
+    (`verdicts.calibration`); for `others` too, of the rows that they train with the same parameters."""
+    found, kept = published(profile), calibration()
     ids = {r["id"] for r in found}
     rows = [(table, row) for table, row in select_rows(profile) if f"{table}.{row['id']}" in ids]
-    kept[profile] = kept.get(profile, {}) | calibrated(collect(profile, rows, found))
+    made = calibrated(collect(profile, rows, found))
+    def trained(r: dict[str, Any]) -> str:
+        return json.dumps([r["id"], r["seed"], r["parameters"].get("pretrain")], sort_keys=True)
+
+    alike = {trained(r) for r in found}
+    for name in (profile, *others):
+        same = {r["id"] for r in published(name) if trained(r) in alike}
+        kept[name] = kept.get(name, {}) | {k: v for k, v in made.items() if k in same}
     write_json(repo_root() / CALIBRATION, kept)
     return repo_root() / CALIBRATION
 
@@ -340,12 +360,13 @@ def main(words: list[str] | None = None) -> None:
                                      description="Tables of what stands in runs/published.")
     parser.add_argument("--publish", type=Path, metavar="PLAN",
                         help="keep the results of this plan there (runs/.graph/PROFILE-HASH.json)")
-    parser.add_argument("--calibrate", type=Path, metavar="PLAN",
-                        help="keep how the rows of this plan spread over its seeds")
+    parser.add_argument("--calibrate", nargs="+", metavar="PROFILE",
+                        help="keep how the published rows of the first spread over seeds; of the others those that are "
+                        "trained alike")
     given = parser.parse_args(words)
     try:
         if given.calibrate:
-            written = [calibrate(read_json(given.calibrate))]
+            written = [calibrate(*given.calibrate)]
         else:
             written = publish(read_json(given.publish)) if given.publish else published_tables()
     except ValueError as error:

@@ -20,6 +20,11 @@ class Difference(NamedTuple):
     mean: float
     error: float | None
 
+    @property
+    def above(self) -> bool:
+        """Whether it is above zero by more than twice its error; of an oracle: whether the window is open."""
+        return self.error is not None and self.mean > 2 * self.error
+
 
 def difference(ours: dict[int, float], theirs: dict[int, float], deviation: float | None = None) -> Difference | None:
     """Of two rows' values by seed, over the seeds that both have; None without one.
@@ -36,7 +41,7 @@ def difference(ours: dict[int, float], theirs: dict[int, float], deviation: floa
 def verdict(found: Difference, window: Difference | None) -> str:
     """In words, by the table above. window: the oracle's difference from the same baseline; None where a row has no
     oracle, which is then judged by itself."""
-    if found.error is None or window and (window.error is None or window.mean <= 2 * window.error):
+    if found.error is None or window and not window.above:
         return "cannot tell"
     if abs(found.mean) <= 2 * found.error:
         return "level"
@@ -58,25 +63,29 @@ def _by_seed(record: dict[str, Any], metric: str) -> dict[int, float]:
     return {seed: 100 * v for seed, v in zip(record["seeds"], values, strict=bool(values)) if v is not None}
 
 
-def _against(record: dict[str, Any], base: dict[str, Any], metric: str) -> Difference | None:
-    kept = calibration().get(record["profile"], {}).get(record["id"], {}).get(metric, {})
+def _against(record: dict[str, Any], base: dict[str, Any], metric: str, spreads: dict[str, Any]) -> Difference | None:
+    kept = spreads.get(record["profile"], {}).get(record["id"], {}).get(metric, {})
     return difference(_by_seed(record, metric), _by_seed(base, metric), kept.get("difference"))
 
 # %% ../../nbs/10_experiments/00_verdicts.ipynb #judged
 def judged(records: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, Any]]]:
-    """For each record with a baseline, by metric: difference, error, window, window_error (percent points), place (1 =
-    the whole window) and the verdict. A metric that the two share no seed of is left out."""
-    by_id, found = {r["id"]: r for r in records}, {}
+    """For each record with a baseline, by metric: difference, error, `geometry` (mean, error and verdict of the
+    difference from its own `shuffled` control, where it has one), window, window_error (percent points), place (1 = the
+    whole window; None where that is not open) and the verdict. A metric that the two share no seed of is left out."""
+    by_id, spreads, found = {r["id"]: r for r in records}, calibration(), {}
     for r in records:
         table = ".".join(r["id"].split(".")[:2])
-        base, oracle = (by_id.get(f"{table}.{k}") for k in (r.get("baseline"), f"{r.get('of') or r['row']}-oracle"))
+        wanted = (r.get("baseline"), f"{r.get('of') or r['row']}-oracle", f"{r['row']}-shuffled")
+        base, oracle, wrong = (by_id.get(f"{table}.{name}") for name in wanted)
         for metric in r["values"] if base else ():
-            if mine := _against(r, base, metric):
-                window = _against(oracle, base, metric) if oracle else None
+            if mine := _against(r, base, metric, spreads):
+                window = _against(oracle, base, metric, spreads) if oracle else None
                 found.setdefault(r["id"], {})[metric] = {
                     "difference": mine.mean, "error": mine.error, "window": window and window.mean,
-                    "window_error": window and window.error, "place": window and mine.mean / window.mean,
-                    "verdict": verdict(mine, window)}
+                    "window_error": window and window.error, "verdict": verdict(mine, window),
+                    "place": mine.mean / window.mean if window and window.above else None}
+                if geometry := wrong and difference(_by_seed(r, metric), _by_seed(wrong, metric)):
+                    found[r["id"]][metric]["geometry"] = [*geometry, verdict(geometry, None)]
     return found
 
 # %% ../../nbs/10_experiments/00_verdicts.ipynb #calibrated
