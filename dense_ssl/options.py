@@ -32,12 +32,18 @@ def _kinds(annotation: Any) -> set[Any]:
 
 # %% ../nbs/00_options.ipynb #as-it-was-meant-2
 def _as_meant(value: Any, kinds: set[Any]) -> Any:
-    "`value` with numbers that are text as numbers. PydanticCustomError for True or False where they mean nothing."
+    """`value` with numbers that are text as numbers.
+
+    PydanticCustomError for True or False where they mean nothing, and for a whole number that `params.json` would not
+    give back the same in every reader of JSON.
+    """
     if type(value) in (list, tuple):
         return type(value)(_as_meant(part, kinds) for part in value)
     if isinstance(value, bool) and bool not in kinds:
         needed = [words for kind, words in PLAIN.items() if kind in kinds]
         raise PydanticCustomError("truth", f"must be {' or '.join(needed) or 'something else'}")
+    if isinstance(value, int) and float not in kinds and abs(value) > 2**53:
+        raise PydanticCustomError("large", "must be a whole number of at most 2**53")
     if isinstance(value, str) and str not in kinds:
         if kinds & {int, float} and (number := NUMBER.fullmatch(value.strip())):
             return float(value) if number[1] is None else float(Fraction(value.strip()))
@@ -63,11 +69,11 @@ Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 # %% ../nbs/00_options.ipynb #sentence
-WORDS = {"int": "a whole number", "float": "a number", "finite_number": "a finite number", "string": "text",
-         "bool": "true or false", "dict": "keys with values", "list": "a list", "tuple": "a list", "set": "a list",
-         "sequence": "a list", "path": "a path", "model": "keys with values", "none": "nothing"}
-_KINDS_OF_ERROR = re.compile("(int|float|string|bool|dict|list|tuple|set|sequence|path|model|none)_"
-                             "(type|parsing|parsing_size|from_float|str|unicode|sub|required|attributes_type)")
+WORDS = {"int": "a whole number", "float": "a number", "string": "text", "bool": "true or false",
+         "dict": "keys with values", "list": "a list", "tuple": "a list", "set": "a list", "sequence": "a list",
+         "path": "a path", "model": "keys with values", "none": "nothing"}
+_KINDS_OF_ERROR = re.compile(f"({'|'.join(WORDS)})_(type|parsing|parsing_size|from_float|str|unicode|required|"
+                             "attributes_type)")
 
 # %% ../nbs/00_options.ipynb #needed
 def _needed(error: dict[str, Any]) -> str:

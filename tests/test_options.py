@@ -105,12 +105,39 @@ def test_every_option_is_taken_or_refused_in_one_sentence(capsys):
     assert min(counts.values()) > 100 and sum(counts.values()) > 1000
 
 
-@pytest.mark.parametrize("text", ["batch_size: 1e2", "lr: 1/256", "scale: ['0.2', 1e-0]", "crop: [64, '128']"])
-def test_numbers_as_yaml_gives_them(text):
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("batch_size: 1e2", 100),
+        ("lr: 1/256", 1 / 256),
+        ("scale: ['0.2', 1e-0]", (0.2, 1.0)),
+        ("crop: [64, '128']", (64, 128)),
+    ],
+)
+def test_numbers_as_yaml_gives_them(text, meant):
     from dense_ssl.training.configuration import Pretrain, parse
 
-    (key, value), config = *yaml.safe_load(text).items(), parse(Pretrain, PRETRAIN | yaml.safe_load(text))
-    assert repr(getattr(config, key)) in ("100", "0.00390625", "(0.2, 1.0)", "(64, 128)") and value
+    ((key, value),) = yaml.safe_load(text).items()
+    assert repr(getattr(parse(Pretrain, PRETRAIN | {key: value}), key)) == repr(meant)
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ({"shuffled": "no"}, {}),
+        ({"shuffled": "yes"}, {"shuffled": True}),
+        ({"true_labels": "1/2"}, {"true_labels": 0.5}),
+        ({"first": "1e1"}, {"first": 10, "count": 10}),
+    ],
+)
+def test_what_was_meant_is_what_is_opened(given, meant):
+    "The options that all data sets share are taken as they were checked, not as they were written."
+    from dense_ssl.data.catalog import check_data, open_data
+
+    assert check_data("room", size=(48, 64), **given) == {"size": (48, 64), **meant}
+    opened = open_data("room", size=(48, 64), **({"count": 10} if "first" not in given else {}), **given)
+    assert len(opened) == 10 and ("other images" in opened.name) == ("shuffled" in meant)
+    assert (opened[0].auxiliary is not None) == ("true_labels" in meant)
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("MALFORMED", "60")) // 10))

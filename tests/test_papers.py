@@ -190,19 +190,23 @@ def resolved() -> dict[str, dict[str, Any]]:
         return {row.id: resolve(row, "paper") for row in rows if not row.problem}
 
 
+def plain(value: Any) -> Any:
+    "A tuple as a list, and its numbers as those of a text."
+    return [float(v) if isinstance(v, int | float) else v for v in value] if isinstance(value, tuple | list) else value
+
+
 def at(found: dict[str, Any], path: str) -> Any:
-    "The value at `path`, keys joined by points; tuples as lists."
+    "The value at `path`, keys joined by points."
     for key in path.split("."):
         found = found[key]
-    return [float(v) if isinstance(v, int | float) else v for v in found] if isinstance(found, tuple | list) else found
+    return plain(found)
 
 
 @pytest.mark.parametrize("pattern, path, said, name", [(*s, None)[:4] for s in STATEMENTS], ids=lambda v: str(v)[:60])
 def test_what_a_paper_says(pattern, path, said, name):
     rows = {k: v for k, v in resolved().items() if re.fullmatch(pattern, k)}
     assert rows, f"no row is called {pattern}"
-    said = [float(v) if isinstance(v, int | float) else v for v in said] if isinstance(said, tuple | list) else said
-    wrong = {k: found for k, v in rows.items() if (found := at(v, path)) != said}
+    wrong = {k: found for k, v in rows.items() if (found := at(v, path)) != plain(said)}
     if name is None:
         assert not wrong, f"{path} is not {said}: {dict(list(wrong.items())[:3])}"
     else:

@@ -249,6 +249,17 @@ def test_papermill_killed(tmp_path):
     assert same_bits(tmp_path / "whole", folder) and is_done(folder) and len(list(tmp_path.glob("pretrain/*"))) == 1
 
 
+def test_a_run_begins_where_another_ended(tmp_path):
+    "Its weights before the first step are those of the other's end; another architecture is one sentence."
+    run_here(tmp_path / "first", SMALL | {"steps": 2}, QUICK)
+    begin = SMALL | {"steps": 1, "warmup": 0, "start": str(tmp_path / "first"), "snapshots": 2}
+    run_here(tmp_path / "second", begin, QUICK)
+    assert same_bits(tmp_path / "first", tmp_path / "second" / "snapshots" / "0000000")
+    assert not same_bits(tmp_path / "first", tmp_path / "second")
+    with pytest.raises(ValueError, match="first/encoder.safetensors holds another architecture"):
+        run_here(tmp_path / "third", begin | {"encoder": "resnet18"}, QUICK)
+
+
 def test_full_disk_is_one_sentence_and_loses_nothing(whole, tmp_path):
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))

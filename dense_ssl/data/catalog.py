@@ -62,7 +62,8 @@ def data_modules(name: str, proposals: str | dict | None = None, pieces: str | N
 def check_data(name: str, root: str | Path | None = None, proposals: str | dict[str, Any] | None = None,
                pieces: Literal["patches", "objects"] | None = None, first: Count | None = None,
                shuffled: bool = False, true_labels: Share | None = None, **options: Any) -> dict[str, Any]:
-    """The `options` of dataset `name` as its class takes them; nothing is opened. Arguments as of `open_data`.
+    """The options of dataset `name` as they are meant, those of `open_data` that are given and those of its class;
+    nothing is opened. Arguments as of `open_data`.
 
     Raises: `ValueError` for an unknown name, an unknown or wrong option, a root that is missing or not wanted.
     """
@@ -72,9 +73,10 @@ def check_data(name: str, root: str | Path | None = None, proposals: str | dict[
         raise ValueError(f"{what} {need}")
     own = {"proposals": proposals, "pieces": pieces, "first": first, "shuffled": shuffled, "true_labels": true_labels}
     own = check_options(check_data, own, what, "name", "root")
-    if name in WORLDS and own["first"]:
+    own = {k: v for k, v in own.items() if v is not None and v is not False}
+    if name in WORLDS and "first" in own:
         options = {**options, "count": own["first"]}
-    return check_options(make, options, what, "root", "split")
+    return {**own, **check_options(make, options, what, "root", "split")}
 
 # %% ../../nbs/02_data/09_catalog.ipynb #import-name
 def _import(module: str, name: str) -> Any:
@@ -98,12 +100,14 @@ def open_data(name: str, split: str = "train", root: str | Path | None = None,
     Raises: `ValueError` for an unknown name or option, a root that is missing or not wanted.
     """
     make, rendered = find_maker(name), name in WORLDS
-    known, options = signature(make).parameters, check_data(name, root, proposals, pieces, first, shuffled, true_labels,
-                                                              **options)
+    options = check_data(name, root, proposals, pieces, first, shuffled, true_labels, **options)
+    proposals, pieces, first, shuffled, true_labels = (
+        options.pop(k, None) for k in ("proposals", "pieces", "first", "shuffled", "true_labels"))
+    known = signature(make).parameters
     places = {"root": root, "split": split}
     dataset = make(**{k: v for k, v in places.items() if k in known}, **options)
     if first and not rendered:
-        dataset = First(dataset, int(first))
+        dataset = First(dataset, first)
     if pieces:
         dataset = _import("pieces", "Pieces")(Cached(dataset) if rendered else dataset, pieces)
     if proposals:
@@ -123,8 +127,9 @@ class First:
         if count > len(dataset):
             raise ValueError(f"first is {count}, and dataset {dataset.name} has {len(dataset)} images")
         self.dataset, self.count, self.version = dataset, count, f"{dataset.version}-first{count}"
-        for name in ("name", "classes", "split"):
-            setattr(self, name, getattr(dataset, name, None))
+        for name in ("name", "classes", "split", "root", "trees", "namings", "notes", "palette", "things"):
+            if hasattr(dataset, name):
+                setattr(self, name, getattr(dataset, name))
         if hasattr(dataset, "names"):
             self.names = dataset.names[:count]
 

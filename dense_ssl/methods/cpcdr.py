@@ -77,9 +77,10 @@ class SceneLosses(Pyramid):
                 part = prototype_loss(z, self.prototypes, groups or points.group, *self.objective)
                 loss = loss + share * part
                 watched[f"loss_{name}"] = part
-        pasted = scenes.counts.get("pasted_pixels", 0) / scenes.counts.get("pixels", 1)
-        return loss, {**_signals(watched, maps, z, self.prototypes, loss), **scenes.counts,
-                      "pasted": pasted} if signals else {}
+        if not signals:
+            return loss, {}
+        pasted = {"pasted": scenes.counts["pasted_pixels"] / scenes.counts["pixels"]} if scenes.counts else {}
+        return loss, {**_signals(watched, maps, z, self.prototypes, loss), **scenes.counts, **pasted}
 
 # %% ../../nbs/06_methods/01_cpcdr.ipynb #cpcdr-2
 _PAPER = CopyPaste()

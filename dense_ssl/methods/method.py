@@ -94,13 +94,13 @@ def _fill(own: dict[str, Tensor], parts: dict[str, Tensor], path: Path) -> None:
         tensor.copy_(parts[name])
 
 # %% ../../nbs/06_methods/00_method.ipynb #begin-from
-def begin_from(method: Method, encoder: Encoder, folder: str | Path) -> None:
-    """Fill `encoder`, which is part of `method`, and what `method` exports with what the finished run in `folder` left.
+def begin_from(method: Method, folder: str | Path) -> None:
+    """Fill what `method`, which was built around the encoder of the finished run in `folder`, exports with what that
+    run left.
 
     Heads of the run that this method lacks are left out. Raises: `ValueError` naming the file that is absent, damaged,
     or lacks something that this method has.
     """
-    encoder.body.load_state_dict(load_encoder(folder).body.state_dict())
     own, path = method.export()[0], Path(folder) / "method.safetensors"
     if own:
         parts = read_weights(path)

@@ -104,14 +104,15 @@ class PixDepth(Branches):
 
     def forward(self, first: View, second: View, signals: bool = False) -> tuple[Tensor, dict[str, Tensor | float]]:
         f = self.features(first, second)
-        masks = pixdepth_masks(*f.views, *self.thresholds)
+        masks = near = pixdepth_masks(*f.views, *self.thresholds)
         if self.same_region:
             together = same_group(*map_ids(*f.views, "regions"))
-            masks = [mask & together for mask in masks]
+            masks = [mask & together for mask in near]
         loss = (pair_contrast if self.transform is None else pair_consistency)(self, f, masks)
         if not signals:
             return loss, {}
-        near = pixdepth_masks(*f.views, self.thresholds[0], None, self.thresholds[2]) if self.needs else None
+        if not self.same_region:
+            near = pixdepth_masks(*f.views, self.thresholds[0], None, self.thresholds[2]) if self.needs else None
         by = "regions" if self.same_region else "depth"
         return loss, {**mask_signals(masks, *f.views, near, by), **collapse_signals(f.maps[0])}
 

@@ -29,7 +29,7 @@ class Data(Options):
 
     @model_validator(mode="after")
     def _resolve(self) -> "Data":
-        given = {**self.options, **check_data(self.name, self.root, **self.options)}
+        given = check_data(self.name, self.root, **self.options)
         return self if given == self.options else self.model_copy(update={"options": given})
 
 # %% ../../nbs/07_training/00_configuration.ipynb #pretrain

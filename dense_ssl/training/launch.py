@@ -67,7 +67,7 @@ def run_pretrain(config: Pretrain, launch: Launch | None = None, name: str | Non
     folder = run_folder("pretrain", name, config.model_dump(mode="json"), run_modules(config), runs)
     if not is_done(folder):
         with run_lock(folder, launch.nodes):
-            if not is_done(folder):  # the other, who was waited for, may have done it
+            if not is_done(folder):  # finished between the look and the lock
                 _work(folder, launch, show)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     for said in read_json(folder / "done.json").get("warnings", []):

@@ -225,14 +225,16 @@ def pretrain(config: Pretrain, folder: str | Path, launch: Launch) -> None:
     fabric = setup(config, launch)
     torch.manual_seed(config.seed)
     dataset = open_data(config.data.name, config.data.split, config.data.root, **config.data.options)
-    encoder = build_encoder(config.encoder, config.output_stride, config.weights, config.branch)
+    # a run that this one begins from stands in the network before momentum copies are made of it
+    begin = (config.weights, config.branch) if config.start is None else (f"{config.start}/encoder.safetensors", None)
+    encoder = build_encoder(config.encoder, config.output_stride, *begin)
     method = build_method(config.method, encoder, **config.method_options)
     steps, rate = schedule(config, len(dataset))
     summary = {"steps": steps, "images": len(dataset), "data_version": dataset.version}
-    if config.start is not None:
-        begin_from(method, encoder, config.start)
+    if config.start is not None and method is not None:
+        begin_from(method, config.start)
     facts = {"method": config.method, "data": config.data.name, "seed": config.seed}
-    told = Told(folder, dataset, getattr(method, "effects", {}))
+    told = Told(dataset, getattr(method, "effects", {}))
     if method is not None:
         kept = moments(config.snapshots, steps)
         keep = partial(_keep, encoder, folder, kept if fabric.is_global_zero else (), facts)
@@ -271,11 +273,9 @@ class Told:
 
     nothing, lines = 1e-3, 10
 
-    def __init__(self, folder: Path, dataset: Any, effects: Mapping[str, str]):
+    def __init__(self, dataset: Any, effects: Mapping[str, str]):
         self.notes, self.read, self.skipped = Counter(data_notes(dataset)), Counter(), []
         self.effects, self.most, self.seen = effects, {}, 0
-        for line in Log.read(folder / "metrics.jsonl"):
-            self.see(line)
 
     def add(self, batches: list[Batch]) -> None:
         """Count what the loader says of a step."""
@@ -366,6 +366,8 @@ def _train(config: Pretrain, folder: Path, launch: Launch, fabric: Fabric, datas
     loader = _loader(config, launch, fabric, dataset, bare, start, steps)
     method.train()
     log = Log(folder, start, launch.tensorboard) if fabric.is_global_zero else None
+    for line in Log.read(folder / "metrics.jsonl") if log else ():  # what stands before the step it goes on from
+        told.see(line)
     clock, unseen = _Clock(), Unseen()
     bar = tqdm(total=steps, initial=start, disable=not (log and launch.progress), desc=config.method, mininterval=0.5,
                unit="step")

@@ -33,8 +33,8 @@ def main(folder: str) -> None:
         config, launch = parse(Pretrain, params), parse(Launch, read_json(Path(folder) / "launch.json"), "launch")
         try:
             pretrain(config, folder, launch)
-        except torch.OutOfMemoryError:
-            raise ValueError(out_of_memory(config, launch)) from None
+        except torch.OutOfMemoryError as error:
+            raise ValueError(out_of_memory(config, launch)) from error
     except (Exception, KeyboardInterrupt) as error:
         leave(error, Path(folder) / "logs")
 

@@ -222,5 +222,6 @@ def clickable(paper: str, runs: dict[str, Any], out: str | Path, images: Any = (
     return path
 
 # %% ../../nbs/09_viz/11_clickable.ipynb #main
+#| eval: false
 if __name__ == "__main__" and "ipykernel" not in sys.modules:  # a notebook's cells are called __main__ as well
     print(export_html(sys.argv[1], ["room:3+", "room:8+"], first_encoders(), bare=True))
