@@ -254,5 +254,7 @@ def put(gallery: Gallery, sample: Sample | None, place: int | None = None) -> in
         new = [Sample(**{**maps, "name": first if last and first else sample.name}), replace(sample.second)]
         gallery.scenes |= {id(s): sample.name for s in new}
     gallery.samples[place:place + 1] = new
-    gallery.found = {key: value for key, value in gallery.found.items() if any(value[0] is s for s in gallery.samples)}
+    shown = {id(s) for s in gallery.samples}             # an id is given again when what had it is gone
+    gallery.scenes = {key: name for key, name in gallery.scenes.items() if key in shown}
+    gallery.found = {key: value for key, value in gallery.found.items() if key[0] in shown}
     return place
