@@ -28,7 +28,6 @@ from ..data.catalog import WORLDS, open_data
 from ..data.folders import list_images, read_image
 from ..data.frame_pairs import PairSample, overlaps
 from ..data.views import Sample
-from ..evaluation.coherence import RawColours
 from ..models.encoders import build_encoder, load_encoder
 from .heatmaps import encode
 
@@ -145,8 +144,7 @@ def first_encoders(runs: str | Path | None = None, most: int = 3) -> dict[str, P
     for folder in finished_encoders(runs).values():
         params = read_json(folder / "params.json") if (folder / "params.json").is_file() else {}
         found.setdefault(str(params.get("method", folder.name)), folder)
-    demo = {"demo": DEMO} if (DEMO / "encoder.json").is_file() else {"colours": RawColours(16)}
-    return dict(list(found.items())[:most]) or demo
+    return dict(list(found.items())[:most]) or {"demo": DEMO}
 
 # %% ../../nbs/09_viz/10_gallery.ipynb #read-encoder
 def read_encoder(source: str | Path, output_stride: int | None = None) -> nn.Module:
