@@ -71,8 +71,9 @@ def standing(records: Iterable[dict[str, Any]]) -> str:
     if other := said.pop("other", []):
         whose = "the runs behind it" if len(other) == len(records) else f"the runs of {'; '.join(other)}"
         parts.append(f"**Stale: {whose} are of other code or settings than those here.**")
-    parts += [f"Whether they are of this code cannot be told here ({why}): {'; '.join(labels)}."
-              for why, labels in said.items() if why]
+    for why, labels in said.items():
+        whose = "they" if len(labels) == len(records) else f"those of {'; '.join(labels)}"
+        parts += [f"Whether {whose} are of this code cannot be told here ({why})."] if why else []
     return " ".join(parts)
 
 # %% ../../nbs/10_experiments/00_provenance.ipynb #figure-said
@@ -88,8 +89,9 @@ def figure_said(facts: dict[str, Any], profile: str, paper: str) -> str:
         return f"{again}; it shows no run."
     seeds = tuple(sorted({int(s) for name in names for s in re.findall(r"-s(\d+)-", name)})) or (0,)
     planned = [runs for table in tables for runs in planned_runs(profile, table, seeds).values()]
-    other = names - {name for runs in planned if not isinstance(runs, str) for name in runs}
-    lacking = any(isinstance(runs, str) for runs in planned)
-    stale = "whose code cannot be told here" if other and lacking else (
-        "**stale: some are of other code or settings than those here**" if other else "of this code")
+    current = {name for runs in planned if not isinstance(runs, str) for name in runs}
+    known = {name.rpartition("-")[0] for name in current} if any(isinstance(runs, str) for runs in planned) else None
+    other = {name.rpartition("-")[0] for name in names - current}          # of these data, unless some lack here
+    stale = "of this code" if not other else "whose code cannot be told here" if known and not other & known else (
+        "**stale: some are of other code or settings than those here**")
     return f"{again}; it shows {len(names)} runs, {stale}."

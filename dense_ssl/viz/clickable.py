@@ -154,6 +154,8 @@ const kept = new Map([["scene", JSON.parse(document.getElementById("scene").text
 const model = {{get: name => kept.get(name), set: (name, value) => kept.set(name, value),
                on() {{}}, save_changes() {{}}}};
 render({{model, el: document.getElementById("explorer")}});
+new ResizeObserver(() => parent.postMessage({{denseHeight: document.body.offsetHeight + 24}}, "*"))   // for a frame
+  .observe(document.body);
 </script></body></html>
 """
 
