@@ -22,6 +22,7 @@ from ..core import read_json
 from .folders import same_size
 from .official import About, Frame, Official, Reading, check_split, images_below
 from .views import BadSample, Sample
+from ..files import note
 from ..options import takes_options_of
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-sample
@@ -33,6 +34,10 @@ class ObjectSample(Sample):
     objects: dict[str, Tensor] | None = None
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-open
+_KEYS = {"images": {"id", "file_name", "height", "width"}, "annotations": {"id", "image_id", "category_id", "bbox"},
+         "categories": {"id", "name"}}
+
+
 def open_coco(path: Path) -> Any:
     """An annotation file, by faster-coco-eval. ValueError naming it: missing, not JSON, not of objects."""
     try:
@@ -42,9 +47,12 @@ def open_coco(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; unpack annotations_trainval2017.zip")
     found = read_json(path)
-    needed = ("images", "annotations", "categories")
-    if missing := [k for k in needed if not isinstance(found, dict) or not found.get(k)]:
+    if missing := [k for k in _KEYS if not isinstance(found, dict) or not isinstance(found.get(k), list)
+                   or not found[k]]:
         raise ValueError(f"{path}: has no {' and no '.join(missing)}; needs COCO's annotations of instances")
+    for part, keys in _KEYS.items():
+        if wrong := [v for v in found[part] if not isinstance(v, dict) or not keys <= v.keys()][:1]:
+            raise ValueError(f"{path}: has {wrong[0]!r:.80} in {part}; needs {', '.join(sorted(keys))} in each")
     with redirect_stdout(StringIO()):
         return COCO(found)
 
@@ -107,11 +115,12 @@ class Coco(Official):
             if missing := sorted({*self.ids} - {*names}):
                 raise ValueError(f"{root}: {len(missing)} of {len(self.ids)} images of its annotations are missing, "
                                  f"the first {missing[0]}; unpack {year}.zip")
-            names = [n for n in names if n in self.ids]
+            names, there = [n for n in names if n in self.ids], len(names)
             categories = sorted(self.coco.cats.values(), key=lambda c: c["id"])
             self.numbers = {c["id"]: k for k, c in enumerate(categories)}
         super().__init__(root, split, [Frame(n) for n in names], labels=False, **options)
         if self.coco:
+            note(self.notes, "images left out, since the annotations lack them", there - len(names))
             self.classes = [c["name"] for c in categories]
             self.things = range(len(self.classes))
 
