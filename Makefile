@@ -1,17 +1,22 @@
 # make reproduce: everything from nothing to tables and figures.   make test: everything that must hold.
+# make release: the finished runs of a profile as one file, which make reproduce FROM=FILE checks and uses.
 # make plan: what make reproduce would do.   make tables: the published tables again, from runs/published.
 PYTHON ?= python3
 BIN = .venv/bin
 export PYTHONWARNINGS ?= ignore
 
-.PHONY: reproduce plan tables rehearse test arithmetic lab install readme site notebooks clean
+.PHONY: reproduce release plan tables rehearse test arithmetic lab install readme site notebooks clean
 
 # make reproduce PROFILE=small TABLES="pixdepth.N1 geosets.W1.ours" DATA="nyuv2=/data/nyuv2" CORES=8 OPTIONS="..." (of Snakemake)
 PROFILE ?= quick
 ROWS = --profile $(PROFILE) $(if $(TABLES),--tables $(TABLES)) $(if $(DATA),--data $(DATA)) $(if $(SEEDS),--seeds $(SEEDS))
 
 reproduce: .venv/installed
-	$(BIN)/python -m dense_ssl.experiments.reproduce $(ROWS) $(if $(CORES),--cores $(CORES)) $(OPTIONS)
+	$(BIN)/python -m dense_ssl.experiments.reproduce $(ROWS) $(if $(FROM),--from $(FROM)) $(if $(CORES),--cores $(CORES)) $(OPTIONS)
+
+# dist/dense_ssl-VERSION-PROFILE.tar.gz: runs, encoders with model cards, results, figures, checksums.
+release: .venv/installed
+	$(BIN)/python -m dense_ssl.experiments.release $(ROWS)
 
 plan: .venv/installed
 	$(BIN)/python -m dense_ssl.experiments.plan $(ROWS)

@@ -13,6 +13,7 @@ from html import escape, unescape
 from pathlib import Path, PurePosixPath
 
 from latex2mathml.converter import convert
+from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
@@ -40,8 +41,10 @@ def module(book: dict) -> str:
     return next((m[1] for m in found if m), "")
 
 
-def title(book: dict) -> str:
-    return re.search(r"^# (.+)$", source(book["cells"][0]), re.M)[1].strip()
+def title(book: dict, name: str) -> str:
+    if not (found := re.search(r"^# (.+)$", source(book["cells"][0]), re.M)) or book["cells"][0]["cell_type"] == "code":
+        raise PluginError(f"nbs/{name} has no title; needed: a first cell that begins with # and a name")
+    return found[1].strip()
 
 
 def chapter_of(name: str) -> str:
@@ -190,13 +193,15 @@ def included(text: str, page: str, links: Links, known: dict[str, Path]) -> str:
         if what == "click":
             return frame(f"{name}-click.html", page, known)
         if what == "tables":
-            paths = sorted((ROOT / "figures" / name).glob("*.md"))
+            if not (paths := sorted((ROOT / "figures" / name).glob("*.md"))):
+                raise PluginError(f"site/pages/{page} asks for the tables in figures/{name}, where there are none")
             return "\n\n".join(included(f"{{{{ table {name}/{p.stem} }}}}", page, links, known) for p in paths)
         if what == "section":
             return links.rewrite(section(name, words), (ROOT / "nbs" / name).parent, page)
         path = ROOT / "figures" / (f"{name}.md" if what == "table" else f"{name}.png")
         if not path.is_file():
-            return f"*`{name}` is not made yet.*"
+            raise PluginError(f"site/pages/{page} asks for figures/{path.relative_to(ROOT / 'figures')}, which is not "
+                              "there; make it, or name another")
         if what == "table":
             return f'<div class="wide" markdown>\n\n{links.rewrite(path.read_text(), path.parent, page)}\n\n</div>'
         links.wanted.add(path)
@@ -210,7 +215,7 @@ def section(name: str, heading: str) -> str:
     cells = map(source, json.loads((ROOT / "nbs" / f"{name}.ipynb").read_text())["cells"])
     found = [c for c in cells if re.match(rf"#+ {re.escape(heading)}\s*\n", c)]
     if len(found) != 1:
-        raise ValueError(f"nbs/{name}.ipynb has {len(found)} cells that begin with {heading!r}; needed: one")
+        raise PluginError(f"nbs/{name}.ipynb has {len(found)} cells that begin with {heading!r}; needed: one")
     return found[0].partition("\n")[2]
 
 
@@ -228,7 +233,7 @@ def api(books: dict[str, dict]) -> dict[str, str]:
 def rooms(names: list[str], books: dict[str, dict]) -> list[dict]:
     "The chapters in the order of the rooms."
     by = {label: [n for n in names if (n.split("/")[0] if "/" in n else "") == room] for room, label in ROOMS.items()}
-    return [{label: [{title(books[n]): chapter_of(n)} for n in found]} for label, found in by.items() if found]
+    return [{label: [{title(books[n], n): chapter_of(n)} for n in found]} for label, found in by.items() if found]
 
 
 def on_config(config):
@@ -289,7 +294,7 @@ def mathml(latex: str, display: str) -> str:
     try:
         made = convert(latex, display=display)
     except Exception as error:
-        raise ValueError(f"equation {latex!r} cannot be drawn: {error}") from error
+        raise PluginError(f"equation {latex!r} cannot be drawn: {error}") from error
     return re.sub(r'<mi mathvariant="(script|bold|double-struck)">(\w|&#x\w+;)</mi>', letter, made)
 
 
@@ -306,7 +311,7 @@ def letter(match: re.Match) -> str:
 def on_post_page(output, page, config):
     "Nothing from elsewhere: the page says so by itself if the theme asks for something."
     for address in re.findall(r'<(?:script|link|img|iframe)[^>]+(?:src|href)="(https?:[^"]+)"', output):
-        raise ValueError(f"{page.file.src_uri} loads {escape(address)}; needed: a file of the book")
+        raise PluginError(f"{page.file.src_uri} loads {escape(address)}; needed: a file of the book")
     return output
 
 

@@ -23,8 +23,9 @@ from dense_ssl.evaluation.coherence import RawColours
 from dense_ssl.geometry.depth import normalize_depth
 from dense_ssl.geometry.reprojection import project_points, to_world
 from dense_ssl.models.encoders import build_encoder
+from dense_ssl.positives.masks import depth_mask
 from dense_ssl.viz.clickable import export_html, scene
-from dense_ssl.viz.gallery import Gallery
+from dense_ssl.viz.gallery import Gallery, load_sample
 from dense_ssl.viz.pca import pca_maps
 
 needs_browser = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -209,25 +210,58 @@ def test_training(made):
         assert page.locator(".dense-positives path").count() == 2 * 2 * 3      # two encoders, light on dark
 
 
+def outlined(page) -> np.ndarray:
+    "What a page outlines as training's positives, of the middle thresholds: bool (96, 128)."
+    return np.array(page.locator(".dense-positives path").nth(1).evaluate("""path => {
+        const parts = [...path.getAttribute('d').matchAll(/M([\\d.]+) ([\\d.]+)v([\\d.]+)/g)];
+        const walls = parts.map(m => m.slice(1).map(Number));
+        return Array.from({length: 96}, (_, i) => Array.from({length: 128}, (_, j) =>
+            walls.filter(([x, y, d]) => x <= j * 4 && y <= i * 4 && i * 4 < y + d).length % 2)) }"""), bool)
+
+
 @needs_browser
-def test_positives(made):
-    "What is outlined as training's positives is what PixDepth's thresholds of distance and depth leave."
-    path, gallery = made
+def test_positives(tmp_path):
+    """What is outlined as training's positives is what the masks of distance and depth leave, also where the depth of
+    the pixel or of its neighbours is unknown."""
+    sample = load_sample("room:3")
+    sample.depth = sample.depth.clone()
+    sample.depth[230:290, 200:240] = float("nan")
+    path = export_html(tmp_path / "explorer.html", sample, {"colours": RawColours(16)}, 256)
+    depth, (y, x) = normalize_depth(sample.depth), np.mgrid[1.5:384:4, 1.5:512:4]
     with opened(path) as page:
         held = json.loads(page.locator("#scene").text_content())["images"][0]
-        depth, unit = normalize_depth(gallery.samples[0].depth), held["bin"]
         page.locator("summary").click()
         page.get_by_label("training's positives").select_option("both")
-        click(page, 0, 250, 250)
-        inside = page.locator(".dense-positives path").nth(1).evaluate("""path => {
-            const parts = [...path.getAttribute('d').matchAll(/M([\\d.]+) ([\\d.]+)v([\\d.]+)/g)];
-            const walls = parts.map(m => m.slice(1).map(Number));
-            return Array.from({length: 96}, (_, i) => Array.from({length: 128}, (_, j) =>
-                walls.filter(([x, y, d]) => x <= j * 4 && y <= i * 4 && i * 4 < y + d).length % 2)) }""")
-    y, x = np.mgrid[1.5:384:4, 1.5:512:4]
-    near = np.hypot(y - 250, x - 250) / unit <= held["thresholds"][0][0]
-    level = np.abs(depth.numpy()[2::4, 2::4] - depth[250, 250].item()) <= held["thresholds"][0][1]
-    assert (np.array(inside, bool) == (near & level)).mean() > 0.995 and (near & level).any()
+        for row, col in ((250, 250), (260, 190), (250, 220)):              # beside the hole on both sides, and in it
+            row, col = click(page, 0, row, col)
+            near = np.hypot(y - row, x - col) / held["bin"] <= held["thresholds"][0][0]
+            wanted = depth_mask(depth[row, col].view(1, 1), depth[2::4, 2::4].reshape(1, -1), held["thresholds"][0][1])
+            both = near & wanted.view(96, 128).numpy()
+            assert (outlined(page) == both).mean() > 0.995 and both.any()
+            hole = near & depth[2::4, 2::4].isnan().numpy()
+            assert hole.any() and outlined(page)[hole].mean() > 0.97, (row, col)
+
+
+@needs_browser
+def test_focus(made):
+    "The keyboard stays where it was when what it stood on is drawn anew."
+    path, gallery = made
+    with opened(path) as page:
+        here = """() => document.activeElement.ariaLabel ||
+            document.activeElement.closest('label, button, summary')?.innerText"""
+        page.locator("summary").focus()
+        page.keyboard.press("Enter")
+        for role, name, key in (("button", "all as colours", "Enter"), ("button", "similar places", " "),
+                                ("button", "pair 2", "Enter"), ("checkbox", "colours", " "),
+                                ("combobox", "left", "ArrowDown")):
+            control = page.get_by_role(role, name=name, exact=True)
+            control.focus()
+            before = page.evaluate(here)
+            page.keyboard.press(key)
+            assert page.evaluate(here) == before and name in before, (name, before, page.evaluate(here))
+        page.locator(".dense-face").first.focus()
+        page.keyboard.press("c")
+        assert page.evaluate("document.activeElement.className") == "dense-face"
 
 
 @needs_browser

@@ -11,6 +11,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 from lab import FLAGS, chromium, missing
+from mkdocs.exceptions import PluginError
 from notebooks import ROOT, notebooks
 
 needs_browser = pytest.mark.skipif(bool(missing()), reason=missing())
@@ -69,6 +70,28 @@ def test_links(book: Path, pages: dict[Path, Links]):
                 broken.append((page.relative_to(book).as_posix(), address))
     assert not broken, f"{len(broken)} broken links, the first: {broken[:10]}"
     assert not strange, f"loaded from elsewhere: {strange[:10]}"
+
+
+@pytest.mark.parametrize(
+    "what", ["table small/none-T1", "figure small/none words", "tables none", "section limits none"]
+)
+def test_missing(what: str, tmp_path: Path):
+    "A page that asks for a table, a figure or a section that is not there is not built; one sentence says so."
+    sys.path.insert(0, str(ROOT / "site"))
+    import hooks
+
+    with pytest.raises(PluginError, match="none") as said:
+        hooks.included(f"Before. {{{{ {what} }}}} After.", "papers/some.md", hooks.Links(), {})
+    assert "\n" not in str(said.value)
+    assert "not made yet" in hooks.included("{{ click none }}", "papers/some.md", hooks.Links(), {})
+    (tmp_path / "pages").mkdir()
+    (tmp_path / "pages" / "index.md").write_text(f"# One page\n\n{{{{ {what} }}}}\n")
+    site = ROOT / "site"
+    (tmp_path / "mkdocs.yml").write_text(f"INHERIT: {site / 'mkdocs.yml'}\nhooks: [{site / 'hooks.py'}]\n")
+    command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-f", str(tmp_path / "mkdocs.yml")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"})
+    said = (done.stderr + done.stdout).strip()
+    assert done.returncode and "none" in said and len(said.splitlines()) < 4, said
 
 
 def test_whole(book: Path, pages: dict[Path, Links]):

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from ..core import is_done, params_hash, read_json, repo_root, runs_root, write_json
 from ..processes import run_processes
-from .plan import Row, arguments, as_json, figure_stages, planned, whole_tables
+from .plan import Row, arguments, as_json, figure_stages, planned, report, whole_tables
+from .release import take
 from .rows import EXPERIMENTS
 from .stage import gpus, is_current
 from .tables import compared, published, tables_of
@@ -138,10 +139,17 @@ def main(words: list[str] | None = None) -> None:
     parser = arguments("dense_ssl.experiments.reproduce", "Runs, tables and figures of a profile.")
     parser.add_argument("--cores", type=int, help="for all stages together; default: all")
     parser.add_argument("--gpus", type=int, help="for all stages together; default: all here")
+    parser.add_argument("--from", dest="archive", type=Path, metavar="FILE",
+                        help="a release, whose runs are checked and used")
     given, options = parser.parse_known_args(words)
     count = available(options) if given.gpus is None else given.gpus
     try:
-        done = reproduce(planned(given, gpus=count), given.profile, None, given.cores, options, count)
+        taken = take(given.archive, runs_root()) if given.archive else None
+        rows = planned(given, gpus=count)
+        if taken:
+            print(f"{given.archive} is whole; {len(taken[0])} runs taken from it, {len(taken[1])} were here already")
+            print(report(as_json(rows, given.profile), runs_root()), flush=True)
+        done = reproduce(rows, given.profile, None, given.cores, options, count)
     except ValueError as error:
         sys.exit(f"dense_ssl: {error}")
     sys.exit(not done)

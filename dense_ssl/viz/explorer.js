@@ -140,7 +140,7 @@ export function positives(image, row, col, distance, level) {
                               clamp(Math.floor((col + 0.5) / W * w), 0, w - 1)];
   for (let i = 0; i < h; i++) for (let j = 0; j < w; j++) {
     const far = Math.hypot((i + 0.5) / h * H - 0.5 - row, (j + 0.5) / w * W - 0.5 - col) / image.bin;
-    out[i * w + j] = far <= distance && (!depth || Math.abs(depth[i * w + j] - here) <= level);
+    out[i * w + j] = far <= distance && !(depth && Math.abs(depth[i * w + j] - here) > level);   // unknown is near
   }
   return {size: [h, w], mask: out};
 }
@@ -493,17 +493,32 @@ function board(root, packed, point, told) {
     },
   };
 
+  /** Draw anew by `work`, and put the keyboard where it was: what is new is called and stands as what it replaces. */
+  function keeping(work) {
+    const focusable = () => [...root.querySelectorAll("button, input, select, summary, .dense-face")];
+    const name = node => node.ariaLabel || node.closest("label, summary")?.textContent || node.textContent;
+    const old = focusable(), at = old.indexOf(document.activeElement), wanted = at >= 0 && name(old[at]);
+    work();
+    if (at < 0 || old[at].isConnected) return;
+    const like = focusable().filter(node => node.tagName == old[at].tagName && name(node) == wanted);
+    (like[0] ?? focusable()[0])?.focus({preventScroll: true});
+  }
+
   function fill() {
-    const [newBar, newFolded] = [controls(scene, state, act), more(scene, state, act, folded.open)];
-    bar.replaceWith(newBar), folded.replaceWith(newFolded);
-    bar = newBar, folded = newFolded;
+    keeping(() => {
+      const [newBar, newFolded] = [controls(scene, state, act), more(scene, state, act, folded.open)];
+      bar.replaceWith(newBar), folded.replaceWith(newFolded);
+      bar = newBar, folded = newFolded;
+    });
   }
 
   function lay() {
     const places = [...new Set([state.left, state.right])];
-    tiles = [...state.shown].sort((a, b) => a - b).flatMap(e => places.map(i => tile(scene, act, e, i)));
-    box.replaceChildren(...tiles.map(t => t.figure));
-    arrange(box, tiles, scene), fill(), draw();
+    keeping(() => {
+      tiles = [...state.shown].sort((a, b) => a - b).flatMap(e => places.map(i => tile(scene, act, e, i)));
+      box.replaceChildren(...tiles.map(t => t.figure));
+      arrange(box, tiles, scene), fill(), draw();
+    });
   }
 
   function draw() {

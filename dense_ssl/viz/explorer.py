@@ -192,7 +192,7 @@ def show(board: Explorer) -> None:
 def bring(board: Explorer, samples: Sequence[Sample], instead: bool) -> None:
     """Show other images, in the place of those that are shown or beside them."""
     if instead:
-        board.gallery.samples, board.gallery.found = [], {}
+        board.gallery.samples, board.gallery.found, board.gallery.scenes = [], {}, {}
     for sample in samples:
         put(board.gallery, sample)
     show(board)

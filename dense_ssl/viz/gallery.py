@@ -28,7 +28,6 @@ from ..data.catalog import WORLDS, open_data
 from ..data.folders import list_images, read_image
 from ..data.frame_pairs import PairSample, overlaps
 from ..data.views import Sample
-from ..evaluation.coherence import RawColours
 from ..models.encoders import build_encoder, load_encoder
 from .heatmaps import encode
 
@@ -145,8 +144,7 @@ def first_encoders(runs: str | Path | None = None, most: int = 3) -> dict[str, P
     for folder in finished_encoders(runs).values():
         params = read_json(folder / "params.json") if (folder / "params.json").is_file() else {}
         found.setdefault(str(params.get("method", folder.name)), folder)
-    demo = {"demo": DEMO} if (DEMO / "encoder.json").is_file() else {"colours": RawColours(16)}
-    return dict(list(found.items())[:most]) or demo
+    return dict(list(found.items())[:most]) or {"demo": DEMO}
 
 # %% ../../nbs/09_viz/10_gallery.ipynb #read-encoder
 def read_encoder(source: str | Path, output_stride: int | None = None) -> nn.Module:
@@ -254,5 +252,7 @@ def put(gallery: Gallery, sample: Sample | None, place: int | None = None) -> in
         new = [Sample(**{**maps, "name": first if last and first else sample.name}), replace(sample.second)]
         gallery.scenes |= {id(s): sample.name for s in new}
     gallery.samples[place:place + 1] = new
-    gallery.found = {key: value for key, value in gallery.found.items() if any(value[0] is s for s in gallery.samples)}
+    shown = {id(s) for s in gallery.samples}             # an id is given again when what had it is gone
+    gallery.scenes = {key: name for key, name in gallery.scenes.items() if key in shown}
+    gallery.found = {key: value for key, value in gallery.found.items() if key[0] in shown}
     return place
