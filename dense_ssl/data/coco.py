@@ -87,7 +87,7 @@ def coco_objects(coco: Any, image_id: int, classes: dict[int, int]) -> dict[str,
     for a in kept:
         if not _is_outline(a.get("segmentation"), height, width):
             raise ValueError(f"annotation {a.get('id')} of image {image_id} has the outline "
-                             f"{a.get('segmentation')!r:.60}; needs polygons in pixels of the image, or its run lengths")
+                             f"{a.get('segmentation')!r:.60}; needs polygons in the image's pixels, or run lengths")
     masks = [torch.from_numpy(np.asarray(coco.annToMask(a))).bool() for a in kept]
     corners = torch.tensor([a["bbox"] for a in kept], dtype=torch.float32).view(-1, 4)
     return {"boxes": torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1),
