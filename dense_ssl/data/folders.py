@@ -277,10 +277,9 @@ class ImageFolder(_Stamped):
     for {split} in these paths and in `listed`, or what split_names has for it. depth_kind: "depth", "disparity" or
     "time" (None: as tree.json says, else "depth"). depth_scale, depth_offset, depth_unit, depth_invalid, depth_maximum,
     depth_range: see `StoredDepth`. size: pixels of the shorter side, None = as stored. classes, label_ids, label_void:
-    see `label_meaning`. intrinsics: as `geometry.camera.read_intrinsics` takes them. listed: text file of a split, one
-    relative path a line, with or without suffix; other images are left out.
-    `names` are the relative paths in the samples' order; `version` changes with them; `notes` counts what was left out
-    (`files.note`). ValueError: no image, unknown kind, a tree without any map. `ds[i]` raises BadSample.
+    see `label_meaning`. intrinsics: see `geometry.camera.read_intrinsics`. listed: a text file of the images to keep,
+    one relative path a line, with or without suffix. `names`: the relative paths in order; `version` changes with
+    them; `notes` counts what was left out. ValueError: no image, a tree without any map. `ds[i]` raises BadSample.
     """
 
     def __init__(self, root: str | Path, depth: str | Path | None = None, labels: str | Path | None = None,
