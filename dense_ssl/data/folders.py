@@ -273,15 +273,13 @@ class ImageFolder(_Stamped):
     """Images below `root` as samples, with optional trees of maps; neither list nor labels needed.
 
     root: folder with jpg, jpeg, png, webp, bmp at any depth. depth, labels, regions, auxiliary, instances: folders with
-    the same relative paths, suffix .png or .npy, or of other names: map_names, see `map_names.check_map_names`.
-    split: stands for {split} in these paths and in `listed`, or what split_names has for it.
-    depth_kind: "depth", "disparity" or "time" (None: as the tree's tree.json says, else "depth"). depth_scale,
-    depth_offset, depth_unit, depth_invalid, depth_maximum, depth_range: how it is stored, see `StoredDepth`.
-    size: pixels of the shorter side, None = as stored. classes, label_ids, label_void: see `label_meaning`; label_ids
-    "cityscapes" is for labelIds. intrinsics: as `geometry.camera.read_intrinsics` takes them. listed: text file of a
-    split, one relative path a line, with or without suffix; other images are left out.
-    `names` are the relative paths in the samples' order; `version` changes with them; `notes` counts what was left out
-    (`files.note`). ValueError: no image, unknown kind, a tree without any map. `ds[i]` raises BadSample.
+    the same relative paths, .png or .npy, or of other names: map_names, see `map_names.check_map_names`. split: stands
+    for {split} in these paths and in `listed`, or what split_names has for it. depth_kind: "depth", "disparity" or
+    "time" (None: as tree.json says, else "depth"). depth_scale, depth_offset, depth_unit, depth_invalid, depth_maximum,
+    depth_range: see `StoredDepth`. size: pixels of the shorter side, None = as stored. classes, label_ids, label_void:
+    see `label_meaning`. intrinsics: see `geometry.camera.read_intrinsics`. listed: a text file of the images to keep,
+    one relative path a line, with or without suffix. `names`: the relative paths in order; `version` changes with
+    them; `notes` counts what was left out. ValueError: no image, a tree without any map. `ds[i]` raises BadSample.
     """
 
     def __init__(self, root: str | Path, depth: str | Path | None = None, labels: str | Path | None = None,

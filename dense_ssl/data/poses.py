@@ -43,7 +43,7 @@ def _points(depth: Tensor, K: Tensor, step: int = 4) -> Tensor:
 
 
 def _agreement(points: Tensor, two: tuple[Tensor, Tensor], relative: Tensor) -> float:
-    "Share of the points of frame one that frame two = (depth, K) measured as well; relative: from camera 1 to camera 2."
+    "Share of the points of frame one that frame two, (depth, K), measured as well; relative: from camera 1 to 2."
     x, y, z = relative[:3, :3] @ points + relative[:3, 3:]
     (depth, K), front = two, z > 0.01
     column, row = ((K[k, k] * p / z.where(front, 1) + K[k, 2]).round() for k, p in enumerate((x, y)))

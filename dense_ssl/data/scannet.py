@@ -72,7 +72,8 @@ def split_scenes(root: Path, split: str) -> tuple[Path, list[str]]:
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-frames
 def scene_frames(root: Path, scene: Path, every: int, notes: Counter[str] | None = None) -> list[Frame]:
-    """The frames of one scene, every so many; the others are counted. ValueError naming a scene that was not exported, or has no image."""
+    """The frames of one scene, every so many; the others are counted. ValueError naming a scene that was not exported,
+    or has no image."""
     packed = scene.parent.name == "scannet_frames_25k"
     every = 1 if packed else every
     found = list_files(scene / "color", [".jpg"]) if (scene / "color").is_dir() else []

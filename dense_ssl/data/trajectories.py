@@ -93,7 +93,8 @@ class Posed(Official):
         ends = np.cumsum([0, *map(len, kept.values())]).tolist()
         self.scenes = {name: range(a, b) for name, (a, b) in zip(kept, pairwise(ends), strict=True)}
         self.settings = {"root": str(self.root.resolve()), "every": every}
-        note(self.notes, f"frames left out, since every {every}th is kept", sum(map(len, scenes.values())) - len(frames))
+        found = sum(map(len, scenes.values()))
+        note(self.notes, f"frames left out, since every {every}th is kept", found - len(frames))
         note(self.notes, "frames or scenes left out, since they cannot be used", len(skipped))
 
     def __getitem__(self, index: int) -> Sample:

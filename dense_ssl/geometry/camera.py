@@ -150,9 +150,9 @@ def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], si
     """K (3, 3), float32, in pixels of an image of `size` (H, W).
 
     source: a JSON file or a mapping {"width", "height", "K"} (further keys are ignored), scaled to `size`; or four
-    fractions, see `intrinsics_from_fractions`. name: what an error calls a mapping. Raises: `ValueError` naming the file: missing, without one of the keys,
-    K of another shape or for another size than it says, a shape of image (width / height) that differs by more than 2 %
-    from that of `size`.
+    fractions, see `intrinsics_from_fractions`. name: what an error calls a mapping. Raises: `ValueError` naming the
+    file: missing, without one of the keys, K of another shape or for another size than it says, a shape of image
+    (width / height) that differs by more than 2 % from that of `size`.
     """
     if not isinstance(source, str | Path | Mapping):
         if len(source) and not all(isinstance(f, int | float) for f in source):

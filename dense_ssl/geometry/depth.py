@@ -186,7 +186,8 @@ class StoredDepth(NamedTuple):
     range: tuple[float, float] | None = None
 
     def check(self) -> "StoredDepth":
-        """The same with a tuple for `invalid`. Raises: `ValueError` naming an option, `depth_...`, that cannot be meant."""
+        """The same with a tuple as `invalid`. Raises: `ValueError` naming an option, `depth_...`, that cannot be meant.
+        """
         if self.unit not in UNITS:
             raise ValueError(f"depth_unit is {self.unit!r}; needs one of {', '.join(UNITS)}")
         for name, value, low in (("scale", self.scale, 0), ("offset", self.offset, -math.inf),
