@@ -9,12 +9,16 @@ import json
 import os
 import re
 import unicodedata
+from functools import cache
 from html import escape, unescape
 from pathlib import Path, PurePosixPath
 
 from latex2mathml.converter import convert
 from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File
+
+from dense_ssl.core import read_json
+from dense_ssl.experiments.provenance import figure_said, standing
 
 ROOT = Path(__file__).parents[1]
 ROOMS = {"": "Beginnings", "01_geometry": "Geometry", "02_data": "Data", "03_positives": "Positives",
@@ -176,12 +180,22 @@ def clickables() -> list[Path]:
     return list({p.name: p for p in reversed(found)}.values())
 
 
+@cache
+def below(facts: Path) -> str:
+    "What stands under a table or figure, by the JSON beside it: whether it is of this code, and how it is made again."
+    said = read_json(facts)
+    profile, paper = facts.parent.name, facts.name.split("-")[0]
+    words = standing(said["records"]) if "records" in said else figure_said(said, profile, paper)
+    return f'<p class="from" markdown>{words}</p>' if words else ""
+
+
 def frame(name: str, page: str, known: dict[str, Path]) -> str:
     "A clickable figure in a frame, or how to make it."
     if name in known:
         to = relative(f"files/{known[name].relative_to(ROOT).as_posix()}", page.replace(".md", ".html"))
+        facts = known[name].with_suffix(".json")
         return (f'<iframe class="click" src="{to}" title="Clickable figure" loading="lazy"></iframe>\n\n'
-                f"[The figure alone]({to})")
+                f"[The figure alone]({to})\n\n{below(facts) if facts.is_file() else ''}")
     return "*The clickable figure is not made yet: `make reproduce` makes it from finished runs.*"
 
 
@@ -203,9 +217,11 @@ def included(text: str, page: str, links: Links, known: dict[str, Path]) -> str:
             raise PluginError(f"site/pages/{page} asks for figures/{path.relative_to(ROOT / 'figures')}, which is not "
                               "there; make it, or name another")
         if what == "table":
-            return f'<div class="wide" markdown>\n\n{links.rewrite(path.read_text(), path.parent, page)}\n\n</div>'
+            text = links.rewrite(path.read_text(), path.parent, page)
+            return f'<div class="wide" markdown>\n\n{text}\n\n</div>\n\n{below(path.with_suffix(".json"))}'
         links.wanted.add(path)
-        return f"![{words}]({relative(f'files/{path.relative_to(ROOT).as_posix()}', page)})\n\n*{words}*"
+        picture = f"![{words}]({relative(f'files/{path.relative_to(ROOT).as_posix()}', page)})"
+        return f"{picture}\n\n*{words}*\n\n{below(path.with_suffix('.json'))}"
 
     return re.sub(r"\{\{ (tables|table|figure|click|section) (\S+)(.*?)\}\}", put, text)
 

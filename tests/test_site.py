@@ -39,7 +39,9 @@ class Links(HTMLParser):
 @pytest.fixture(scope="module")
 def book(tmp_path_factory) -> Path:
     "The book, built as `make site` builds it, in a folder of its own."
-    folder = tmp_path_factory.mktemp("book") / "under" / "a path"
+    folder, demo = tmp_path_factory.mktemp("book") / "under" / "a path", ROOT / "figures" / "demo-click.html"
+    if not demo.is_file():
+        subprocess.run([sys.executable, "-m", "dense_ssl.viz.clickable", str(demo)], cwd=ROOT, check=True)
     command = [sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-f", "site/mkdocs.yml", "-d", str(folder)]
     nowhere = "http://127.0.0.1:9"                                  # whatever asks for the network fails
     env = {**os.environ, "NO_MKDOCS_2_WARNING": "1", "http_proxy": nowhere, "https_proxy": nowhere}
@@ -119,6 +121,11 @@ def test_chapters_read(book: Path):
     for page in ("pixdepth", "cpcdr", "auxiliary", "geosets"):
         text = (book / "papers" / f"{page}.html").read_text()
         assert "<table" in text and "<math" in text and "Where it departs" in text
+        shown = len(re.findall(r"\{\{ (table|figure) ", (ROOT / "site" / "pages" / "papers" / f"{page}.md").read_text()))
+        below = re.findall(r'<p class="from">(.*?)</p>', text)       # under each: of this code or not, how made again
+        assert len(below) >= shown > 2 and all(re.search("of this code|[Ss]tale|cannot be told", b) or "no run" in b
+                                               for b in below), below
+        assert text.count("make reproduce PROFILE=") >= shown
 
 
 @needs_browser
@@ -135,6 +142,14 @@ def test_opened(book: Path, tmp_path: Path):
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.goto((book / "index.html").as_uri())
+        page.locator("iframe.click").scroll_into_view_if_needed()
+        inside = page.frame_locator("iframe.click").locator(".dense-explorer")
+        before = inside.get_attribute("data-point")
+        inside.locator(".dense-face").first.click(position={"x": 20, "y": 30})
+        assert inside.get_attribute("data-point") != before                  # clicked in the book, without a kernel
+        page.wait_for_function("document.querySelector('iframe.click').style.height.endsWith('px')")
+        high = inside.evaluate("e => e.getBoundingClientRect().bottom")       # the frame is as high as what is in it
+        assert 0 <= page.locator("iframe.click").bounding_box()["height"] - high < 60
         page.screenshot(path=shots / "site-index.png")
         page.locator("[data-md-component=search-query]").press_sequentially("sinkhorn")
         page.locator(".md-search-result__item").first.wait_for()

@@ -540,7 +540,8 @@ def figure_stages(rows: list[Row], profile: str, out: Path, runs: Path) -> list[
         if not found.keys() & entry.get("data", []):
             continue
         found |= {"out": str(out), "size": 896 if profile == "paper" else 256}
-        stage = settings.stage("figures", f"{profile}-{paper}", entry["notebook"], found, found, [entry["module"]],
+        stage = settings.stage("figures", f"{profile}-{paper}", entry["notebook"], found, found,
+                               [entry["module"], "dense_ssl.viz.clickable"],
                                tuple(row.stages["evaluate"] for row in mine))
         tables = [table.stat().st_mtime for table in out.glob(f"{paper}-[A-Z]*.json")]
         drawn = stage.is_current() and list(out.glob(f"{paper}-*.png"))

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from ..core import is_done, params_hash, read_json, repo_root, runs_root, write_json
 from ..processes import run_processes
 from .plan import Row, arguments, as_json, figure_stages, planned, report, whole_tables
+from .provenance import standing
 from .release import take
 from .rows import EXPERIMENTS
 from .stage import gpus, is_current
@@ -125,6 +126,7 @@ def reproduce(rows: list[Row], profile: str, out: Path | None = None, cores: int
     rest = as_json([row for row in whole if row.key not in asked], profile)
     for table in tables_of([*entries, *rest], out, others):
         print("\n" + table.read_text(encoding="utf-8"))
+        print(standing(read_json(table.with_suffix(".json"))["records"]))
     figures = figure_stages(whole, profile, out, runs)
     failed += carry_out(figures, graph.with_name(f"{profile}-{name}-figures.json"), runs, *how)
     print(*compared(entries), sep="\n")

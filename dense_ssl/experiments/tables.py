@@ -21,6 +21,7 @@ from typing import Any
 
 from ..core import atomic_path, is_done, read_json, repo_root, write_json
 from ..evaluation.catalog import PROTOCOLS, protocol_metric
+from .provenance import made_again
 from .rows import Selection, read_yaml, select_rows
 from .verdicts import CALIBRATION, agreement, calibrated, calibration, judged
 
@@ -87,7 +88,7 @@ def result(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if "coherence" in found:
         said["raw_colours"] = {m: value(found["coherence"]["raw_colours"], c["value"])
                                for m, c in columns.items() if c["protocol"] == "coherence"}
-    data = [f"{k}={v}" for k, v in last["roots"].items()]
+    data = [f"{k}={_portable(v)}" for k, v in last["roots"].items()]
     command = ["make reproduce", f"PROFILE={last['profile']}", f"TABLES={last['table']}", f"SEEDS={last['seed']}",
                *([f'DATA="{" ".join(data)}"'] if data else [])]
     costs = {k: v for f in folders.values() if (f / "cost.json").is_file()
@@ -272,7 +273,8 @@ def write_tables(records: list[dict[str, Any]], out: Path) -> list[Path]:
         own = [r for r in records if r["id"].startswith(f"{paper}.{table}.")]
         entry, path = read_yaml(f"{paper}.yaml")["tables"][table], out / f"{paper}-{table}.md"
         head, rows = cells(entry["metric"], own)
-        for suffix, text in ((".md", markdown(entry["title"], head, rows, own, entry.get("note", ""))),
+        note = "\n\n".join(filter(None, (entry.get("note", ""), made_again(own))))
+        for suffix, text in ((".md", markdown(entry["title"], head, rows, own, note)),
                              (".csv", comma_separated(entry["metric"], own)),
                              (".tex", latex(entry["title"], head, rows, own[0]["profile"])),
                              (".json", json.dumps({"title": entry["title"], "records": own}, indent=1,
