@@ -8,6 +8,7 @@ end (`pytest -s`), and written to the file that MALFORMED_OUT names. A reader is
 import argparse
 import io
 import json
+import math
 import os
 import re
 import signal
@@ -23,12 +24,19 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+from scipy.io import savemat
 from torch import nn
 
 from dense_ssl.core import read_json
+from dense_ssl.data.cityscapes import read_city_camera
+from dense_ssl.data.coco import Coco
 from dense_ssl.data.folders import ImageFolder, read_ids, read_image, read_labels
+from dense_ssl.data.kitti import read_calibration
 from dense_ssl.data.prepare import read_job
+from dense_ssl.data.scannet import raw_table
 from dense_ssl.data.sequences import _scan_intrinsics, read_pose
+from dense_ssl.data.trajectories import read_table, read_trajectory, seven_sequences
+from dense_ssl.data.voc import read_sbd
 from dense_ssl.files import read_lines
 from dense_ssl.geometry.camera import read_intrinsics
 from dense_ssl.geometry.depth import StoredDepth, read_depth, read_stored, write_depth_png
@@ -182,6 +190,77 @@ READERS: dict[str, Reader] = {
         lambda job: isinstance(job.out, str) and isinstance(job.images, dict),
     ),
 }
+def mat(**values: Any) -> bytes:
+    file = io.BytesIO()
+    savemat(file, values)
+    return file.getvalue()
+
+
+def seven(path: Path) -> list[Path]:
+    (path.parent / "seq-01").mkdir(exist_ok=True)
+    return seven_sequences(path.parent, "train")
+
+
+CALIBRATION = "calib_time: 09-Jan-2012\nS_rect_02: 16.0 12.0\nP_rect_02: 14 0 7.5 1 0 14 5.5 0 0 0 1 0\n"
+CITY = {"extrinsic": {"baseline": 0.2}, "intrinsic": {"fx": 2262.5, "fy": 2265.3, "u0": 1096.9, "v0": 513.1}}
+OUTLINED = {"id": 1, "image_id": 9, "category_id": 62, "bbox": [2, 2, 5, 4], "area": 20, "iscrowd": 0,
+            "segmentation": [[2, 2, 7, 2, 7, 6, 2, 6]]}
+COCO_JSON = {"images": [{"id": 9, "file_name": "9.jpg", "height": 12, "width": 16}], "annotations": [OUTLINED],
+             "categories": [{"id": 62, "name": "chair"}]}
+
+
+def coco_root(path: Path) -> Any:
+    "The only sample of a COCO tree whose annotations are this file."
+    for place, data in (("annotations/instances_train2017.json", path), ("train2017/9.jpg", None)):
+        (path.parent / place).parent.mkdir(exist_ok=True)
+        if data is None:
+            (path.parent / place).write_bytes(picture(COLOURS, "JPEG"))
+        elif path.exists():
+            (path.parent / place).symlink_to(path)
+    return Coco(path.parent)[0]
+
+
+READERS |= {
+    "trajectory": Reader(
+        {"groundtruth.txt": b"# t x y z q\n1.5 1 2 3 0 0 0 1\n2.0 0 0 0 0 0 0.70710678 0.70710678\n"},
+        read_trajectory,
+        lambda x: len(x[0]) == len(x[1]) > 0 and x[1].isfinite().all().item(),
+    ),
+    "frames of TUM": Reader(
+        {"rgb.txt": b"# time file\n1.5 rgb/1.5.png\n2.0 rgb/2.0.png\n"},
+        lambda path: read_table(path, "time", "file"),
+        lambda x: x[0].shape == (len(x[1]), 1) and np.isfinite(x[0]).all(),
+    ),
+    "sequences of 7-Scenes": Reader(
+        {"TrainSplit.txt": b"sequence1\n"}, seven, lambda found: {p.name for p in found} == {"seq-01"}, ("seq-",)
+    ),
+    "calibration": Reader(
+        {"calib_cam_to_cam.txt": CALIBRATION.encode()},
+        lambda path: read_calibration(path, SIZE),
+        lambda x: x.shape == (3, 3) and x.isfinite().all().item(),
+    ),
+    "camera of Cityscapes": Reader(
+        {"camera.json": json.dumps(CITY).encode()},
+        lambda path: read_city_camera(path, (1024, 2048)),
+        lambda x: x[0].shape == (3, 3) and x[0].isfinite().all().item() and math.isfinite(x[1]) and x[1] > 0,
+    ),
+    "labels of ScanNet": Reader(
+        {"labels.tsv": b"id\traw_category\tnyu40id\n3\twall\t1\n43\tfloor\t2\n"},
+        raw_table,
+        lambda table: table[0] == 255 and all(0 <= v < 20 or v == 255 for v in table.values()),
+    ),
+    "objects of COCO": Reader(
+        {"instances.json": json.dumps(COCO_JSON).encode()},
+        coco_root,
+        lambda sample: sample.labels.shape == SIZE and len(sample.objects["boxes"]) == len(sample.objects["masks"]),
+        ("instances_train2017.json", "9.jpg"),
+    ),
+    "map of SBD": Reader(
+        {"a.mat": mat(GTcls={"Segmentation": IDS})}, lambda path: read_sbd(path, "GTcls"), map_of("int64")
+    ),
+}
+
+
 def torch_file(value: Any, **options: Any) -> bytes:
     file = io.BytesIO()
     torch.save(value, file, **options)
@@ -245,6 +324,8 @@ FOREIGN = [good for reader in READERS.values() for good in reader.files.values()
 def damaged(data: bytes, draw: np.random.Generator) -> bytes:
     "The bytes as something that happens to files leaves them."
     at, length = int(draw.integers(0, len(data) + 1)), int(draw.integers(1, 9))
+    if not data:
+        return draw.bytes(length)
     kind = draw.choice(["cut", "flip", "flip", "gap", "insert", "zeros", "other", *["token"] * 3, "text", "twice"])
     if kind == "cut":
         return data[:at]
@@ -269,10 +350,14 @@ def damaged(data: bytes, draw: np.random.Generator) -> bytes:
     return data + data
 
 
+class Late(BaseException):
+    """Nothing that a reader may catch."""
+
+
 @contextmanager
 def in_time(seconds: int) -> Iterator[None]:
     def late(*_: Any) -> None:
-        raise AssertionError(f"no answer after {seconds} s")
+        raise Late(f"no answer after {seconds} s")
 
     before = signal.signal(signal.SIGALRM, late)
     signal.alarm(seconds)

@@ -121,7 +121,8 @@ def test_chapters_read(book: Path):
     for page in ("pixdepth", "cpcdr", "auxiliary", "geosets"):
         text = (book / "papers" / f"{page}.html").read_text()
         assert "<table" in text and "<math" in text and "Where it departs" in text
-        shown = len(re.findall(r"\{\{ (table|figure) ", (ROOT / "site" / "pages" / "papers" / f"{page}.md").read_text()))
+        source = (ROOT / "site" / "pages" / "papers" / f"{page}.md").read_text()
+        shown = len(re.findall(r"\{\{ (table|figure) ", source))
         below = re.findall(r'<p class="from">(.*?)</p>', text)       # under each: of this code or not, how made again
         assert len(below) >= shown > 2 and all(re.search("of this code|[Ss]tale|cannot be told", b) or "no run" in b
                                                for b in below), below

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .folders import folder_depth, list_images
+from .folders import list_images
 from .map_names import find_map
 from .official import About, Frame, Official, Reading, check_split, official_labels
 from ..files import read_lines
@@ -55,10 +55,6 @@ class Boreholes(Official):
     def read_labels(self, path: Path) -> Tensor:
         """Breakout 1, background 0, 255 void."""
         return official_labels(path, {0: 0, 1: 1, 255: 255}, "background, breakout and void")
-
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        """Transit time, in its own unit."""
-        return folder_depth(path, image)
 
 
 def _below(root: Path, kind: str, name: str) -> str:

@@ -144,7 +144,7 @@ class First:
 # %% ../../nbs/02_data/09_catalog.ipynb #open-images
 def open_images(images: dict[str, Any]) -> Any:
     """The dataset with a `name`, or without one the `ImageFolder` of these arguments: what a tree of maps mirrors."""
-    return open_data(**images) if "name" in images else _import("folders", "ImageFolder")(**images)
+    return open_data(**{"name": "folder"} | images)
 
 # %% ../../nbs/02_data/09_catalog.ipynb #data-notes
 def data_notes(dataset: Any) -> dict[str, int]:

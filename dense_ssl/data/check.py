@@ -41,7 +41,7 @@ def braces(pattern: str) -> list[str]:
 # %% ../../nbs/02_data/31_check.ipynb #check-parts-2
 def parts(about: About, root: Path) -> list[tuple[str, int, str, bool]]:
     """Of each part of a tree: pattern, files found, archive, and whether a data set opens without it."""
-    return [(one, sum(p.name[0] != "." for p in root.glob(one)), archive, one.startswith(about.optional or ("\0",)))
+    return [(one, sum(p.name[0] != "." for p in root.glob(one)), archive, one.startswith(about.optional))
             for pattern, archive in about.tree.items() for one in braces(pattern)]
 
 # %% ../../nbs/02_data/31_check.ipynb #check-survey-1

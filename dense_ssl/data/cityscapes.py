@@ -15,7 +15,7 @@ from torch import Tensor
 from torchvision.datasets import Cityscapes as Published
 
 from ..core import read_json
-from .folders import folder_depth, read_ids
+from .folders import read_ids
 from .official import (About, Frame, Official, Reading, check_split, consecutive, images_below,
                                      official_labels, present)
 from ..geometry.camera import read_intrinsics
@@ -33,8 +33,7 @@ SCORED = [k for k, v in LABELS.items() if v.has_instances and not v.ignore_in_ev
 # %% ../../nbs/02_data/17_cityscapes.ipynb #cityscapes-objects
 def scored_objects(ids: Tensor) -> Tensor:
     """instanceIds, int (H, W), with -1 for all that is no object of the 8 scored classes."""
-    counted = torch.isin(ids // 1000, torch.tensor(SCORED)) & (ids >= 1000)
-    return torch.where(counted, ids, -1)
+    return torch.where(torch.isin(ids // 1000, torch.tensor(SCORED)), ids, -1)
 
 # %% ../../nbs/02_data/17_cityscapes.ipynb #cityscapes-camera
 def read_city_camera(path: Path, size: tuple[int, int]) -> tuple[Tensor, float]:
@@ -46,8 +45,8 @@ def read_city_camera(path: Path, size: tuple[int, int]) -> tuple[Tensor, float]:
     except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path}: has no intrinsic fx, fy, u0, v0 and extrinsic baseline; it is no camera of "
                          "Cityscapes") from None
-    K = read_intrinsics({"width": 2048, "height": 1024, "K": [[fx, 0, u], [0, fy, v], [0, 0, 1]]}, size)
-    return K, baseline
+    K = {"width": 2048, "height": 1024, "K": [[fx, 0, u], [0, fy, v], [0, 0, 1]]}
+    return read_intrinsics(K, size, str(path)), baseline
 
 # %% ../../nbs/02_data/17_cityscapes.ipynb #cityscapes-about
 ABOUT = About(
@@ -106,10 +105,10 @@ class Cityscapes(Official):
 
     split: "train", "test" or "val" (the 500 of val), "train_extra" (coarse), "train_sequence", "test_sequence" (video,
     no labels), "hidden" (images of the published test). classes: 19 or 27. quality: labels "fine" or "coarse".
-    Depth is disparity in pixels of the stored image. Only "train_extra" has no fine labels.
+    Depth is disparity in pixels of the stored image, (p - 1) / 256. Only "train_extra" has no fine labels.
     """
 
-    about, depth_kind = ABOUT, "disparity"
+    about, depth_kind, stored = ABOUT, "disparity", StoredDepth(1 / 256, -1 / 256, invalid=(0,))
 
     @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", classes: Literal[19, 27] = 19,
@@ -132,10 +131,6 @@ class Cityscapes(Official):
     def read_instances(self, path: Path, labels: Tensor) -> Tensor:
         """The objects of the 8 scored classes."""
         return scored_objects(read_ids(path, -1))
-
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        """Disparity, (p - 1) / 256 pixels."""
-        return folder_depth(path, image, StoredDepth(1 / 256, -1 / 256, invalid=(0,)))
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:
         """K of the image as stored."""

@@ -19,9 +19,9 @@ from torch import Tensor
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-own-imports
 from ..core import read_json
-from .folders import same_size
 from .official import About, Frame, Official, Reading, check_split, images_below
 from .views import BadSample, Sample
+from ..files import note
 from ..options import takes_options_of
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-sample
@@ -33,6 +33,10 @@ class ObjectSample(Sample):
     objects: dict[str, Tensor] | None = None
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-open
+_KEYS = {"images": {"id", "file_name", "height", "width"}, "annotations": {"id", "image_id", "category_id", "bbox"},
+         "categories": {"id", "name"}}
+
+
 def open_coco(path: Path) -> Any:
     """An annotation file, by faster-coco-eval. ValueError naming it: missing, not JSON, not of objects."""
     try:
@@ -42,11 +46,32 @@ def open_coco(path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"{path}: there is no such file; unpack annotations_trainval2017.zip")
     found = read_json(path)
-    needed = ("images", "annotations", "categories")
-    if missing := [k for k in needed if not isinstance(found, dict) or not found.get(k)]:
+    if missing := [k for k in _KEYS if not isinstance(found, dict) or not isinstance(found.get(k), list)
+                   or not found[k]]:
         raise ValueError(f"{path}: has no {' and no '.join(missing)}; needs COCO's annotations of instances")
-    with redirect_stdout(StringIO()):
-        return COCO(found)
+    for part, keys in _KEYS.items():
+        if wrong := [v for v in found[part] if not isinstance(v, dict) or not keys <= v.keys()][:1]:
+            raise ValueError(f"{path}: has {wrong[0]!r:.80} in {part}; needs {', '.join(sorted(keys))} in each")
+    if wrong := [v for v in found["images"] if any(type(v[k]) is not int or v[k] < 1 for k in ("height", "width"))][:1]:
+        raise ValueError(f"{path}: has the image {wrong[0]!r:.80}; needs height and width in pixels")
+    try:
+        with redirect_stdout(StringIO()):
+            return COCO(found)
+    except Exception as error:  # its compiled reader raises any kind on ids that are none
+        raise ValueError(f"{path}: cannot be read as COCO's annotations ({error})") from None
+
+# %% ../../nbs/02_data/19_coco.ipynb #coco-outline
+def _is_outline(found: Any, height: int, width: int) -> bool:
+    "Whether an outline can be filled: what lies far outside of the image takes forever, other run lengths crash."
+    if isinstance(found, dict):
+        counts = found.get("counts")
+        whole = isinstance(counts, str) or (isinstance(counts, list) and all(type(v) is int and v >= 0 for v in counts)
+                                            and sum(counts) == height * width)
+        return whole and found.get("size") == [height, width]
+    most = 2 * max(height, width)
+    return isinstance(found, list) and len(found) > 0 and all(
+        isinstance(polygon, list) and len(polygon) >= 6 and len(polygon) % 2 == 0
+        and all(isinstance(v, int | float) and abs(v) <= most for v in polygon) for polygon in found)
 
 # %% ../../nbs/02_data/19_coco.ipynb #coco-objects
 def coco_objects(coco: Any, image_id: int, classes: dict[int, int]) -> dict[str, Tensor]:
@@ -59,6 +84,10 @@ def coco_objects(coco: Any, image_id: int, classes: dict[int, int]) -> dict[str,
         raise ValueError(f"annotation {unknown[0].get('id')} of image {image_id} has the category "
                          f"{unknown[0]['category_id']}, which is not among the {len(classes)} categories")
     height, width = (coco.imgs[image_id][k] for k in ("height", "width"))
+    for a in kept:
+        if not _is_outline(a.get("segmentation"), height, width):
+            raise ValueError(f"annotation {a.get('id')} of image {image_id} has the outline "
+                             f"{a.get('segmentation')!r:.60}; needs polygons in the image's pixels, or run lengths")
     masks = [torch.from_numpy(np.asarray(coco.annToMask(a))).bool() for a in kept]
     corners = torch.tensor([a["bbox"] for a in kept], dtype=torch.float32).view(-1, 4)
     return {"boxes": torch.cat([corners[:, :2], corners[:, :2] + corners[:, 2:]], 1),
@@ -105,13 +134,14 @@ class Coco(Official):
         if self.coco:
             self.ids = {f"{year}/{v['file_name']}": k for k, v in self.coco.imgs.items()}
             if missing := sorted({*self.ids} - {*names}):
-                raise ValueError(f"{root}: {len(missing)} of {len(self.ids)} images of its annotations are missing, "
-                                 f"the first {missing[0]}; unpack {year}.zip")
-            names = [n for n in names if n in self.ids]
+                raise ValueError(f"{root}: {len(missing)} of {len(self.ids)} images of instances_{year}.json are "
+                                 f"missing, the first {missing[0]}; unpack {year}.zip")
+            names, there = [n for n in names if n in self.ids], len(names)
             categories = sorted(self.coco.cats.values(), key=lambda c: c["id"])
             self.numbers = {c["id"]: k for k, c in enumerate(categories)}
         super().__init__(root, split, [Frame(n) for n in names], labels=False, **options)
         if self.coco:
+            note(self.notes, "images left out, since the annotations lack them", there - len(names))
             self.classes = [c["name"] for c in categories]
             self.things = range(len(self.classes))
 
@@ -122,15 +152,18 @@ class Coco(Official):
 # %% ../../nbs/02_data/19_coco.ipynb #coco-with-objects
 def _with_objects(data: Coco, sample: Sample) -> ObjectSample:
     "The sample with its objects and the maps painted from them, at the sample's size."
-    image_id = data.ids[sample.name]
+    image_id, size = data.ids[sample.name], tuple(sample.image.shape[-2:])
+    told = data.coco.imgs[image_id]
+    stored = told["height"], told["width"]
+    factor = 1 if data.size is None else data.size / min(stored)
+    if tuple(max(1, round(side * factor)) for side in stored) != size:
+        raise BadSample(f"{data.root / sample.name}: is {size[1]} x {size[0]} pixels and its annotations are for "
+                        f"{stored[1]} x {stored[0]}; needs those of the same image")
     try:
         objects = coco_objects(data.coco, image_id, data.numbers)
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise BadSample(f"{data.root / sample.name}: its annotations cannot be used ({error})") from None
-    size, stored = tuple(sample.image.shape[-2:]), tuple(objects["masks"].shape[-2:])
-    if data.size is None:
-        same_size(Path(f"the annotations of {sample.name}"), objects["masks"].new_zeros(stored), sample.image)
-    elif stored != size:
+    if stored != size:
         objects["masks"] = TF.resize(objects["masks"].byte(), list(size), TF.InterpolationMode.NEAREST_EXACT).bool()
         objects["boxes"] = objects["boxes"] * torch.tensor([size[1] / stored[1], size[0] / stored[0]] * 2)
     labels, instances = painted(objects)

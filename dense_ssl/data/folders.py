@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'CITYSCAPES_IDS', 'CITYSCAPES', 'AS_IT_IS', 'NONE', 'TREES', 'LABEL_IDS', 'read_image',
-           'list_images', 'read_labels', 'read_ids', 'same_size', 'folder_depth', 'shorter_side', 'label_meaning',
-           'place_split', 'ImageFolder', 'splits']
+           'list_images', 'read_labels', 'read_ids', 'same_size', 'folder_depth', 'read_trees', 'shorter_side',
+           'label_meaning', 'place_split', 'ImageFolder', 'splits']
 
 # %% ../../nbs/02_data/01_folders.ipynb #40fe21cb
 import hashlib
@@ -131,14 +131,29 @@ def _kind(tree: Path | None, kind: str | None) -> str:
     return found
 
 # %% ../../nbs/02_data/01_folders.ipynb #map
-def _map(folder: "ImageFolder", what: str, name: str) -> Path:
-    "The map `what` of one image; BadSample if there is none."
-    tree, image = folder.trees[what], folder.root / name
-    path = find_map(tree, name, folder.namings[what], image)
+def _map(data: Any, what: str, name: str) -> Path:
+    "The map `what` of one image of a data set with `trees`; BadSample if there is none."
+    tree, image = data.trees[what], data.root / name
+    path = find_map(tree, name, data.namings[what], image)
     if path is None:
-        stem = folder.namings[what].map_of(name)
+        stem = data.namings[what].map_of(name)
         raise BadSample(f"{tree / f'{stem}.png'}: there is no map for {image}; needs it, or .npy")
     return path
+
+
+def read_trees(data: Any, sample: Sample, notes: Counter[str], stored: StoredDepth = AS_IT_IS) -> None:
+    """Add to a sample the maps in the `trees` of its data set, named by its `namings`; BadSample naming the file that
+    cannot be used."""
+    for what in data.trees:
+        path = _map(data, what, sample.name)
+        if what == "depth":
+            values = folder_depth(path, sample.image, stored, notes)
+        elif what == "labels":
+            values = read_labels(path, data.classes and len(data.classes), data.label_ids, data.label_void)
+        else:
+            values = read_ids(path, NONE[what])
+        same_size(path, values, sample.image)
+        setattr(sample, what, values)
 
 # %% ../../nbs/02_data/01_folders.ipynb #shorter-side
 def shorter_side(sample: Sample, size: int) -> Sample:
@@ -182,9 +197,7 @@ TREES = ("depth", "labels", *NONE)
 LABEL_IDS = {"cityscapes": (CITYSCAPES_IDS, CITYSCAPES)}  # named tables of stored numbers, and their classes
 
 # %% ../../nbs/02_data/01_folders.ipynb #check-options
-def _check_options(ids: dict[str, Any], size: int | None) -> None:
-    if wrong := [name for name in ids if name not in NONE]:
-        raise ValueError(f"ImageFolder has no option {wrong[0]!r}; trees of ids are {', '.join(NONE)}")
+def _check_size(size: int | None) -> None:
     if size is not None and (not isinstance(size, int) or size < 1):
         raise ValueError(f"size is {size}; needs at least 1 pixel for the shorter side, one number")
 
@@ -260,15 +273,13 @@ class ImageFolder(_Stamped):
     """Images below `root` as samples, with optional trees of maps; neither list nor labels needed.
 
     root: folder with jpg, jpeg, png, webp, bmp at any depth. depth, labels, regions, auxiliary, instances: folders with
-    the same relative paths, suffix .png or .npy, or of other names: map_names, see `map_names.check_map_names`.
-    split: stands for {split} in these paths and in `listed`, or what split_names has for it.
-    depth_kind: "depth", "disparity" or "time" (None: as the tree's tree.json says, else "depth"). depth_scale,
-    depth_offset, depth_unit, depth_invalid, depth_maximum, depth_range: how it is stored, see `StoredDepth`.
-    size: pixels of the shorter side, None = as stored. classes, label_ids, label_void: see `label_meaning`; label_ids
-    "cityscapes" is for labelIds. intrinsics: as `geometry.camera.read_intrinsics` takes them. listed: text file of a
-    split, one relative path a line, with or without suffix; other images are left out.
-    `names` are the relative paths in the samples' order; `version` changes with them; `notes` counts what was left out
-    (`files.note`). ValueError: no image, unknown kind, a tree without any map. `ds[i]` raises BadSample.
+    the same relative paths, .png or .npy, or of other names: map_names, see `map_names.check_map_names`. split: stands
+    for {split} in these paths and in `listed`, or what split_names has for it. depth_kind: "depth", "disparity" or
+    "time" (None: as tree.json says, else "depth"). depth_scale, depth_offset, depth_unit, depth_invalid, depth_maximum,
+    depth_range: see `StoredDepth`. size: pixels of the shorter side, None = as stored. classes, label_ids, label_void:
+    see `label_meaning`. intrinsics: see `geometry.camera.read_intrinsics`. listed: a text file of the images to keep,
+    one relative path a line, with or without suffix. `names`: the relative paths in order; `version` changes with
+    them; `notes` counts what was left out. ValueError: no image, a tree without any map. `ds[i]` raises BadSample.
     """
 
     def __init__(self, root: str | Path, depth: str | Path | None = None, labels: str | Path | None = None,
@@ -278,9 +289,11 @@ class ImageFolder(_Stamped):
                  listed: str | Path | None = None, split: str = "train", split_names: dict[str, str] | None = None,
                  map_names: dict[str, str] | None = None, depth_offset: float = 0.0, depth_unit: str = "m",
                  depth_invalid: float | list[float] | None = None, depth_maximum: float | None = None,
-                 depth_range: tuple[float, float] | None = None, **ids: str | Path | None):
-        _check_options(ids, size)
-        trees = {"root": root, "depth": depth, "labels": labels, **ids, "listed": listed}
+                 depth_range: tuple[float, float] | None = None, regions: str | Path | None = None,
+                 auxiliary: str | Path | None = None, instances: str | Path | None = None):
+        _check_size(size)
+        trees = {"root": root, "depth": depth, "labels": labels, "regions": regions, "auxiliary": auxiliary,
+                 "instances": instances, "listed": listed}
         places, self.split = place_split({k: v for k, v in trees.items() if v}, split, split_names)
         self.root, listed, self.trees = places.pop("root"), places.pop("listed", None), places
         self.stored = StoredDepth(depth_scale, depth_offset, depth_unit, depth_invalid, depth_maximum,
@@ -302,16 +315,7 @@ def _read_sample(folder: ImageFolder, name: str) -> Sample:
     "The image `name` of a folder with its maps; BadSample naming the file that cannot be used."
     notes = Counter()
     sample = Sample(image=read_image(folder.root / name, notes), name=name, depth_kind=folder.depth_kind)
-    for what in folder.trees:
-        path = _map(folder, what, name)
-        if what == "depth":
-            values = folder_depth(path, sample.image, folder.stored, notes)
-        elif what == "labels":
-            values = read_labels(path, folder.classes and len(folder.classes), folder.label_ids, folder.label_void)
-        else:
-            values = read_ids(path, NONE[what])
-        same_size(path, values, sample.image)
-        setattr(sample, what, values)
+    read_trees(folder, sample, notes, folder.stored)
     if folder.intrinsics is not None:
         sample.K = read_intrinsics(folder.intrinsics, tuple(sample.image.shape[-2:]))
     sample.notes = tuple(notes)

@@ -339,8 +339,8 @@ def room_pairs(split: str = "train", count: Count = 128, size: tuple[Count, Coun
 def sequence_pairs(root: str | Path, layout: str = "auto", every: Count = 25,
                    scenes: str | Path | list[str] | None = None, minimum: Share = 0.3, cache: str | Path | None = None,
                    sets: str | float = "surface", voxel: Positive = 0.02, k_threshold: Positive = 0.01,
-                   min_vertices: int = 20, poses: str = "camera_to_world", pose_unit: str = "m",
-                   depth_scale: float = 0.001, intrinsics: str | Path | dict | list | None = None) -> FramePairs:
+                   min_vertices: Count = 20, poses: str = "camera_to_world", pose_unit: str = "m",
+                   depth_scale: Positive = 0.001, intrinsics: str | Path | dict | list | None = None) -> FramePairs:
     """`FramePairs` of posed scans, of every 25th frame as in Pri3D; options of `RGBDSequences` and `FramePairs`."""
     frames = RGBDSequences(root, layout, every, scenes, poses, pose_unit, depth_scale, intrinsics)
     return FramePairs(frames, minimum, cache, sets, voxel, k_threshold, min_vertices)

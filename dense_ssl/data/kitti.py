@@ -10,13 +10,16 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ..core import read_text
 from .cityscapes import CLASSES, IDS, PALETTES, SCORED
-from .folders import folder_depth, read_ids
+from .folders import read_ids
 from .official import (About, Frame, Official, Reading, check_split, consecutive, images_below,
                                      official_labels)
+from ..files import note
 from ..geometry.camera import read_intrinsics
 from ..geometry.depth import StoredDepth
 from ..options import takes_options_of
@@ -30,17 +33,14 @@ def kitti_objects(ids: Tensor) -> Tensor:
 # %% ../../nbs/02_data/18_kitti.ipynb #kitti-calibration-1
 def read_calibration(path: Path, size: tuple[int, int], camera: str = "02") -> Tensor:
     """K (3, 3) of a rectified camera for an image of `size` (H, W). ValueError naming a file that lacks it."""
-    if not path.is_file():
-        raise ValueError(f"{path}: there is no such calibration")
-    found = dict(re.findall(r"^(\w+):\s*(.*)$", path.read_text(), re.M))
+    found = dict(re.findall(r"^(\w+):\s*(.*)$", read_text(path, "calibration"), re.M))
     try:
-        P = [float(v) for v in found[f"P_rect_{camera}"].split()]
+        P = np.array(found[f"P_rect_{camera}"].split(), float).reshape(3, 4)
         width, height = (float(v) for v in found[f"S_rect_{camera}"].split())
     except (KeyError, ValueError):
         raise ValueError(f"{path}: has no P_rect_{camera} and S_rect_{camera}; it is no calib_cam_to_cam.txt of "
                          "KITTI") from None
-    K = [P[0:3], P[4:7], P[8:11]]
-    return read_intrinsics({"width": width, "height": height, "K": K}, size)
+    return read_intrinsics({"width": width, "height": height, "K": P[:, :3].tolist()}, size, str(path))
 
 # %% ../../nbs/02_data/18_kitti.ipynb #kitti-fold
 def in_fold(names: list[str], split: str, fold: int | None) -> list[str]:
@@ -76,7 +76,7 @@ class Kitti(Official):
     or 27 of Cityscapes.
     """
 
-    about, depth_kind = ABOUT, "disparity"
+    about, depth_kind, stored = ABOUT, "disparity", StoredDepth(1 / 256, invalid=(0,))
 
     @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", fold: int | None = None, classes: Literal[19, 27] = 19,
@@ -96,9 +96,6 @@ class Kitti(Official):
 
     def read_instances(self, path: Path, labels: Tensor) -> Tensor:
         return kitti_objects(read_ids(path, -1))
-
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        return folder_depth(path, image, StoredDepth(1 / 256, invalid=(0,)))
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:
         return read_calibration(path, size)
@@ -122,9 +119,10 @@ class KittiRaw(Official):
     def __init__(self, root: str | Path, camera: Literal["02", "03"] = "02", persons: bool = False, **options: Any):
         self.camera = camera
         names = images_below(Path(root), f"*/*_drive_*_sync/image_{camera}/data/*.png", RAW)
-        names = [n for n in names if persons or not _of_persons(n)]
-        frames = [Frame(n, camera=f"{n.split('/')[0]}/calib_cam_to_cam.txt") for n in names]
+        kept = [n for n in names if persons or not _of_persons(n)]
+        frames = [Frame(n, camera=f"{n.split('/')[0]}/calib_cam_to_cam.txt") for n in kept]
         super().__init__(root, "all", frames, **{"labels": False, **options})
+        note(self.notes, "images left out, of the drives of a standing car (persons)", len(names) - len(kept))
         self.videos = _drives(self.names)
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:

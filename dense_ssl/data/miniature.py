@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from scipy.io import savemat
 from scipy.spatial.transform import Rotation
+from skimage.segmentation import find_boundaries
 
 # %% ../../nbs/02_data/30_miniature.ipynb #miniature-own-imports
 from ..core import find_named, write_json
@@ -209,11 +210,8 @@ def _voc_truth(sample: Sample) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     labels = np.array([VOC.get(name, 0) for name in RoomWorld.classes])[sample.labels.numpy()]
     found = np.where(labels > 0, sample.instances.numpy() + 1, 0)
     _, objects = np.unique(found, return_inverse=True)
-    objects, border = objects.reshape(found.shape), np.zeros(found.shape, bool)
-    for axis in (0, 1):
-        step = np.diff(objects, axis=axis) != 0
-        border |= np.insert(step, 0, False, axis) | np.insert(step, step.shape[axis], False, axis)
-    return labels, objects, border
+    objects = objects.reshape(found.shape)
+    return labels, objects, find_boundaries(objects)
 
 
 def _voc(root: Path, count: int) -> None:

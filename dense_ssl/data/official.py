@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/02_data/16_official.ipynb #official-own-imports
-from .folders import (NONE, _kind, folder_depth, read_ids, read_image, read_labels, same_size,
+from .folders import (AS_IT_IS, _kind, folder_depth, read_image, read_labels, read_trees, same_size,
                                     shorter_side)
-from .map_names import SAME, find_map
+from .map_names import match_maps
 from .views import BadSample, Sample
 from ..files import natural
+from ..geometry.depth import StoredDepth
 from ..options import Count
 
 # %% ../../nbs/02_data/16_official.ipynb #official-about-1
@@ -120,7 +121,8 @@ def images_below(root: Path, pattern: str, about: About) -> list[str]:
     if not base.is_dir():
         raise ValueError(f"{base}: there is no such folder; unpack {archive}")
     below = "/".join(parts[fixed:-1])
-    folders = sorted(p for p in base.glob(below) if p.is_dir()) if below else [base]
+    inside = base.glob(below) if below else [base]
+    folders = sorted((p for p in inside if p.is_dir()), key=lambda p: natural(p.as_posix()))
     seen = [(p for p in f.glob(parts[-1]) if p.name[0] != ".") for f in folders]
     found = [sorted(paths, key=lambda p: natural(p.name)) for paths in seen]
     if empty := [f for f, names in zip(folders, found, strict=True) if not names] or ([] if folders else [base]):
@@ -149,7 +151,8 @@ class Reading(NamedTuple):
 class Official:
     """A split of a published data set as samples; its files, numbers and rules are the subclass's; options: `Reading`.
 
-    ValueError: a file or folder is missing. `ds[i]` raises BadSample.
+    stored: how the depth of its own files is written; that of a tree that is given is as it is. `notes` counts what was
+    left out (`files.note`). ValueError: a file or folder is missing. `ds[i]` raises BadSample.
     """
 
     about = About("", "", "", {}, {})
@@ -158,15 +161,18 @@ class Official:
     things: Sequence[int] = ()
     videos: Sequence[range] = ()
     depth_kind = "depth"
+    stored: StoredDepth = AS_IT_IS
 
     def __init__(self, root: str | Path, split: str, frames: Sequence[Frame], **options: Any):
         self.root, self.split, chosen = Path(root), split, Reading(**options)
-        self.size, self.trees, self.notes = chosen.size, _trees(chosen), Counter()
-        self.namings = dict.fromkeys(self.trees, SAME)
+        self.size, self.notes = chosen.size, Counter()
         if not chosen.labels:
             frames, self.classes = [replace(f, labels=None, instances=None) for f in frames], None
         self.frames = complete(self.root, frames, self.about, ["labels"] if chosen.labels else [])
         self.names, self.name = [f.image for f in self.frames], type(self).__name__.lower()
+        self.trees = {what: Path(tree) for what in ("depth", "regions", "auxiliary") if (tree := getattr(chosen, what))}
+        self.namings = {what: match_maps(what, tree, self.root, self.names, {}, self.notes)[0]
+                        for what, tree in self.trees.items()}
         self.version = hashlib.sha256("\n".join(map(str, self.frames)).encode()).hexdigest()[:8]
         if "depth" in self.trees:
             self.depth_kind = _kind(self.trees["depth"], chosen.depth_kind)
@@ -181,34 +187,19 @@ class Official:
         """An image, uint8 (3, H, W); what was remarked of it is counted."""
         return read_image(path, notes)
 
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        """The depth, disparity or time in a map, float32 (H, W), nan = none."""
-        return folder_depth(path, image)
-
-# %% ../../nbs/02_data/16_official.ipynb #official-trees
-def _trees(chosen: Reading) -> dict[str, Path]:
-    "The folders of maps that were given; ValueError naming one that is not there."
-    given = {"depth": chosen.depth, "regions": chosen.regions, "auxiliary": chosen.auxiliary}
-    trees = {name: Path(tree) for name, tree in given.items() if tree}
-    for name, tree in trees.items():
-        if not tree.is_dir():
-            raise ValueError(f"{name}: {tree} is no folder")
-    return trees
-
 # %% ../../nbs/02_data/16_official.ipynb #official-read
 def _read(data: Official, frame: Frame) -> Sample:
     "A frame with all its maps, looked at; BadSample naming the file that cannot be used."
     root, notes = data.root, Counter()
     image = data.read_image(root / frame.image, notes)
     sample, size = Sample(image=image, name=frame.image, depth_kind=data.depth_kind), tuple(image.shape[-2:])
-    sample.notes = tuple(notes)
     try:
         if frame.labels:
             sample.labels = data.read_labels(root / frame.labels)
         if frame.instances:
             sample.instances = data.read_instances(root / frame.instances, sample.labels)
         if frame.depth and "depth" not in data.trees:
-            sample.depth = data.read_depth(root / frame.depth, image)
+            sample.depth = folder_depth(root / frame.depth, image, data.stored, notes)
         sample.K = data.read_camera(root / frame.camera, size) if frame.camera else None
         sample.pose = data.read_pose(root / frame.pose) if frame.pose else None
     except BadSample:
@@ -218,19 +209,9 @@ def _read(data: Official, frame: Frame) -> Sample:
     for what, path in (("labels", frame.labels), ("instances", frame.instances)):
         if path:
             same_size(root / path, getattr(sample, what), image)
-    _read_trees(data, frame, sample)
+    read_trees(data, sample, notes)
+    sample.notes = tuple(notes)
     return sample if data.size is None else shorter_side(sample, data.size)
-
-
-def _read_trees(data: Official, frame: Frame, sample: Sample) -> None:
-    "Add the maps of the folders that were given."
-    for what, tree in data.trees.items():
-        path = find_map(tree, frame.image)
-        if path is None:
-            raise BadSample(f"{Path(tree, frame.image).with_suffix('.png')}: there is no map for {frame.image}")
-        values = folder_depth(path, sample.image) if what == "depth" else read_ids(path, NONE[what])
-        same_size(path, values, sample.image)
-        setattr(sample, what, values)
 
 # %% ../../nbs/02_data/16_official.ipynb #official-split
 def check_split(name: str, split: str, splits: Iterable[str]) -> None:

@@ -36,11 +36,14 @@ def camera_to_world(pose: Tensor, convention: str = "camera_to_world", unit: str
     return make(pose)
 
 # %% ../../nbs/02_data/03_poses.ipynb #agreement
-def _agreement(one: tuple[Tensor, Tensor], two: tuple[Tensor, Tensor], relative: Tensor, step: int = 4) -> float:
-    """Share of the points of frame one = (depth, K) that frame two measured as well; relative: from camera 1 to camera
-    2."""
-    points = backproject(one[0], one[1])[:, ::step, ::step].flatten(1)
-    points = points[:, points.isfinite().all(0)].double()
+def _points(depth: Tensor, K: Tensor, step: int = 4) -> Tensor:
+    "Every so many points, (3, N) float64, of a frame, in its camera's axes."
+    points = backproject(depth, K)[:, ::step, ::step].flatten(1)
+    return points[:, points.isfinite().all(0)].double()
+
+
+def _agreement(points: Tensor, two: tuple[Tensor, Tensor], relative: Tensor) -> float:
+    "Share of the points of frame one that frame two, (depth, K), measured as well; relative: from camera 1 to 2."
     x, y, z = relative[:3, :3] @ points + relative[:3, 3:]
     (depth, K), front = two, z > 0.01
     column, row = ((K[k, k] * p / z.where(front, 1) + K[k, 2]).round() for k, p in enumerate((x, y)))
@@ -66,11 +69,11 @@ def fitting_convention(frames: Sequence[tuple[Tensor, Tensor, Tensor]], pairs: i
     three of four pairs.
     """
     first = sorted({int(i) for i in np.linspace(0, len(frames) - 2, min(pairs, len(frames) - 1))})
-    shares = {}
+    shares, clouds = {}, [_points(*frames[i][:2]) for i in first]
     for poses, unit in [(p, u) for p in POSES for u in POSE_UNITS]:
         read = {i: camera_to_world(frames[i][2], poses, unit) for k in first for i in (k, k + 1)}
-        shares[poses, unit] = np.array([_agreement(frames[i][:2], frames[i + 1][:2],
-                                                   torch.linalg.inv(read[i + 1]) @ read[i]) for i in first])
+        shares[poses, unit] = np.array([_agreement(cloud, frames[i + 1][:2], torch.linalg.inv(read[i + 1]) @ read[i])
+                                        for i, cloud in zip(first, clouds, strict=True)])
     own = shares["camera_to_world", "m"]
     best = max(shares, key=lambda key: shares[key].mean())
     share, stands = shares[best].mean(), own.mean()

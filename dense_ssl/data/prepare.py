@@ -251,11 +251,11 @@ def prepare_tree(
     if processes < 1:
         raise ValueError(f"processes is {processes}; needs at least 1")
     file = Path(log_dir) / "job.json"
-    write_json(file, job.model_dump())
     command = [sys.executable, "-m", "dense_ssl.data.prepare", f"--job={file}", f"--shards={processes}", "--shard"]
     # who shares the machine says so
     threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // processes))
     with run_lock(log_dir):
+        write_json(file, job.model_dump())
         run_processes([[*command, str(i)] for i in range(processes)], log_dir, show, env={"OMP_NUM_THREADS": threads})
     return read_json(Path(job.out) / "done.json")
 

@@ -8,21 +8,21 @@ __all__ = ['CLASSES', 'NYU40', 'IDS', 'PALETTE', 'ABOUT', 'raw_table', 'scan_obj
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-imports
 import csv
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torchvision.transforms.v2.functional as TF
-from PIL import Image
 from torch import Tensor
 
-from .folders import folder_depth, read_ids, read_image
+from ..core import read_text
+from .folders import read_ids, read_image
 from .official import About, Frame, Official, Reading, check_split, official_labels
-from .sequences import read_pose
+from .sequences import read_matrix, read_pose
 from .views import BadSample
-from ..files import natural, read_lines
+from ..files import list_files, note, open_picture, read_lines
 from ..geometry.camera import check_intrinsics
 from ..geometry.depth import StoredDepth
 from ..options import Count, takes_options_of
@@ -43,11 +43,10 @@ def raw_table(path: Path) -> dict[int, int]:
     """From ScanNet's raw label numbers to the 20 classes, 255 = void. ValueError naming the file: missing, no table."""
     if not path.is_file():
         raise ValueError(f"{path}: is missing; raw labels need this table of ScanNet's repository")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    rows = csv.DictReader(read_text(path, "table").splitlines(), delimiter="\t")
     try:
         return {0: 255} | {int(row["id"]): IDS[int(row["nyu40id"])] for row in rows}
-    except (KeyError, ValueError, TypeError) as error:
+    except (KeyError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path}: has no columns id and nyu40id with numbers ({error})") from None
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-objects-1
@@ -72,10 +71,14 @@ def split_scenes(root: Path, split: str) -> tuple[Path, list[str]]:
     return trees[0], names
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-frames
-def scene_frames(root: Path, scene: Path, every: int) -> list[Frame]:
-    """The frames of one scene, every so many. ValueError naming a scene that was not exported, or has no image."""
+def scene_frames(root: Path, scene: Path, every: int, notes: Counter[str] | None = None) -> list[Frame]:
+    """The frames of one scene, every so many; the others are counted. ValueError naming a scene that was not exported,
+    or has no image."""
     packed = scene.parent.name == "scannet_frames_25k"
-    names = sorted((scene / "color").glob("*.jpg"), key=lambda p: natural(p.name))[:: 1 if packed else every]
+    every = 1 if packed else every
+    found = list_files(scene / "color", [".jpg"]) if (scene / "color").is_dir() else []
+    names = found[::every]
+    note(notes, f"frames left out, since every {every}th is kept", len(found) - len(names))
     if not names and any(scene.glob("*.sens")):
         raise ValueError(f"{scene}: holds {scene.name}.sens, which is not exported; ScanNet's SensReader/python/reader."
                          "py --export_color_images --export_depth_images --export_poses --export_intrinsics does it")
@@ -84,8 +87,8 @@ def scene_frames(root: Path, scene: Path, every: int) -> list[Frame]:
     kinds = ("label", "instance") if packed else ("label-filt", "instance-filt")
     camera = "intrinsics_depth.txt" if packed else "intrinsic/intrinsic_depth.txt"
     place = scene.relative_to(root).as_posix()
-    return [Frame(f"{place}/color/{p.name}", *(f"{place}/{kind}/{p.stem}.png" for kind in (*kinds, "depth")),
-                  f"{place}/{camera}", f"{place}/pose/{p.stem}.txt") for p in names]
+    return [Frame(f"{place}/color/{name}", *(f"{place}/{kind}/{stem}.png" for kind in (*kinds, "depth")),
+                  f"{place}/{camera}", f"{place}/pose/{stem}.txt") for name in names for stem in [name[:-4]]]
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-fit
 def _fit(path: Path, values: Tensor, size: tuple[int, int], nearest: bool) -> Tensor:
@@ -99,6 +102,16 @@ def _fit(path: Path, values: Tensor, size: tuple[int, int], nearest: bool) -> Te
     if nearest:
         return TF.resize(values[None], list(size), TF.InterpolationMode.NEAREST_EXACT)[0]
     return TF.resize(values, list(size), antialias=True)
+
+
+def _first_size(paths: Iterable[Path]) -> tuple[int, int]:
+    "Height and width of the first picture that can be read; BadSample of the last one if none can."
+    for path in paths:
+        try:
+            return open_picture(path).size[::-1]
+        except BadSample as error:
+            wrong = error
+    raise wrong
 
 # %% ../../nbs/02_data/22_scannet.ipynb #scannet-about
 ABOUT = About(
@@ -121,33 +134,33 @@ class ScanNet(Official):
     official val). every: keep every so many frames of an exported scan (100 is what scannet_frames_25k keeps).
     """
 
-    about, classes, palette, things = ABOUT, CLASSES, PALETTE, range(2, 20)
+    about, classes, palette, things, stored = ABOUT, CLASSES, PALETTE, range(2, 20), StoredDepth(0.001)
 
     @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", every: Count = 100, **options: Any):
         check_split("scannet", split, ("train", "test", "val"))
         place, scenes = split_scenes(Path(root), split)
         self.ids = IDS if place.name == "scannet_frames_25k" else raw_table(Path(root, "scannetv2-labels.combined.tsv"))
-        frames = [f for scene in scenes for f in scene_frames(Path(root), place / scene, every)]
+        notes = Counter()
+        frames = [f for scene in scenes for f in scene_frames(Path(root), place / scene, every, notes)]
         super().__init__(root, split, frames, **options)
-        with Image.open(self.root / (self.frames[0].depth or self.frames[0].image)) as first:
-            self.stored = first.size[::-1]
+        self.notes += notes
+        self.seen = _first_size(self.root / (f.depth or f.image) for f in self.frames)
 
     def read_image(self, path: Path, notes: Counter[str]) -> Tensor:
-        return _fit(path, read_image(path, notes), self.stored, nearest=False)
+        image = read_image(path, notes)
+        note(notes, "images brought to their depth map's size", tuple(image.shape[-2:]) != self.seen)
+        return _fit(path, image, self.seen, nearest=False)
 
     def read_labels(self, path: Path) -> Tensor:
         kind = "NYU40's numbers" if self.ids is IDS else "the numbers of scannetv2-labels.combined.tsv"
-        return _fit(path, official_labels(path, self.ids, kind), self.stored, nearest=True)
+        return _fit(path, official_labels(path, self.ids, kind), self.seen, nearest=True)
 
     def read_instances(self, path: Path, labels: Tensor) -> Tensor:
-        return scan_objects(_fit(path, read_ids(path, -1), self.stored, nearest=True), labels, self.things)
-
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        return folder_depth(path, image, StoredDepth(0.001))
+        return scan_objects(_fit(path, read_ids(path, -1), self.seen, nearest=True), labels, self.things)
 
     def read_camera(self, path: Path, size: tuple[int, int]) -> Tensor:
-        return check_intrinsics(np.loadtxt(path)[:3, :3], size, str(path))
+        return check_intrinsics(read_matrix(path)[:3, :3], size, str(path))
 
     def read_pose(self, path: Path) -> Tensor | None:
-        return read_pose(path) if np.isfinite(np.loadtxt(path)).all() else None
+        return read_pose(path) if np.isfinite(read_matrix(path)).all() else None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .folders import read_image
-from .map_names import Naming
+from .map_names import Naming, check_map_names
 from .views import BadSample, Sample
 
 # %% ../../nbs/02_data/29_stereo.ipynb #stereo-library
@@ -49,8 +49,10 @@ def stereo_disparity(left: Tensor, right: Tensor, largest: int = 128, block: int
 # %% ../../nbs/02_data/29_stereo.ipynb #stereo-factory
 def stereo(right: str | Path, names: dict[str, str] | None = None, largest: int = 128, block: int = 5) -> Any:
     """A maker of disparity from pairs; see `stereo_disparity`. right: folder of the right images. names: patterns of a
-    left and a right image's path without suffix, "image" and "right", where they differ. ValueError naming `right`."""
-    right, naming = Path(right), Naming(**{{"right": "map"}.get(k, k): v for k, v in (names or {}).items()})
+    left and a right image's path without suffix, "image" and "right", where they differ. ValueError naming `right` or a
+    pattern."""
+    given = check_map_names(names, ["right"])
+    right, naming = Path(right), Naming(given.get("image", "*"), given.get("right", "*"))
     if not right.is_dir():
         raise ValueError(f"right: {right}: there is no such folder of right images")
     _opencv()

@@ -7,7 +7,6 @@ __all__ = ['CAMERAS', 'SOURCES', 'read_table', 'read_trajectory', 'nearest', 'Po
            'SevenScenes', 'posed_pairs']
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-imports
-import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -19,24 +18,36 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-own-imports
-from .folders import folder_depth
 from .frame_pairs import FramePairs
+from .map_names import find_map
 from .official import About, Frame, Official, Reading, check_split
 from .sequences import read_pose
 from .views import BadSample, Sample
-from ..files import read_lines
+from ..files import content_key, natural, note, read_lines
 from ..geometry.camera import read_intrinsics
 from ..geometry.depth import StoredDepth
-from ..options import Count, takes_options_of
+from ..options import Count, Positive, Share, takes_options_of
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-file-1
-def read_table(path: Path, columns: int) -> np.ndarray:
-    """The lines of a text table as text, (N, columns), without comments. ValueError naming the file: as `read_lines`,
-    or a line of another length."""
-    rows = [re.split(r"[\s,]+", line) for line in read_lines(path, "table")]
-    if wrong := [r for r in rows if len(r) != columns]:
-        raise ValueError(f"{path}: has the line {' '.join(wrong[0])!r}; needs {columns} columns")
-    return np.array(rows)
+def read_table(path: Path, numbers: str, text: str = "") -> tuple[np.ndarray, list[str]]:
+    """The lines of a table without comments: numbers, float64 (N, columns), and the text after them.
+
+    numbers, text: names of the columns; no text: no such column. ValueError naming the file: as `read_lines`, or a line
+    of other columns.
+    """
+    count, rows = len(numbers.split()), [re.split(r"[\s,]+", line) for line in read_lines(path, "table")]
+    for row in rows:
+        try:
+            if len(row) != count + bool(text) or not np.isfinite([float(v) for v in row[:count]]).all():
+                raise ValueError
+        except ValueError:
+            raise ValueError(f"{path}: has the line {' '.join(row)!r:.80}; needs {numbers} {text}".rstrip()) from None
+    return np.array([row[:count] for row in rows], float), [row[-1] for row in rows]
+
+# %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-holders
+def _holders(root: Path, name: str) -> list[Path]:
+    "The folders in root that hold a file of that name, in natural order."
+    return sorted((p.parent for p in root.glob(f"*/{name}")), key=natural)
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-poses
 def read_trajectory(path: str | Path) -> tuple[np.ndarray, Tensor]:
@@ -44,13 +55,9 @@ def read_trajectory(path: str | Path) -> tuple[np.ndarray, Tensor]:
 
     ValueError naming the file: missing, not eight numbers a line, a quaternion that is not of length 1.
     """
-    try:
-        rows = read_table(Path(path), 8).astype(float)
-    except ValueError as error:
-        raise ValueError(f"{error}: time, tx, ty, tz, qx, qy, qz, qw" if str(path) in str(error) else
-                         f"{path}: cannot be read as numbers ({error})") from None
+    rows, _ = read_table(Path(path), "time tx ty tz qx qy qz qw")
     lengths = np.linalg.norm(rows[:, 4:], axis=1)
-    if not np.isfinite(rows).all() or abs(lengths - 1).max() > 0.01:
+    if abs(lengths - 1).max() > 0.01:
         raise ValueError(f"{path}: has a quaternion of length {lengths[abs(lengths - 1).argmax()]:.3g}; needs length 1 "
                          "(qx, qy, qz, qw in the last four columns)")
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
@@ -86,6 +93,9 @@ class Posed(Official):
         ends = np.cumsum([0, *map(len, kept.values())]).tolist()
         self.scenes = {name: range(a, b) for name, (a, b) in zip(kept, pairwise(ends), strict=True)}
         self.settings = {"root": str(self.root.resolve()), "every": every}
+        found = sum(map(len, scenes.values()))
+        note(self.notes, f"frames left out, since every {every}th is kept", found - len(frames))
+        note(self.notes, "frames or scenes left out, since they cannot be used", len(skipped))
 
     def __getitem__(self, index: int) -> Sample:
         sample = super().__getitem__(index)
@@ -93,9 +103,15 @@ class Posed(Official):
         return sample
 
     def key(self, scene: str) -> str:
-        """A text that changes with the frames and poses of a scene."""
-        digest = hashlib.sha256(torch.stack([self.poses[k] for k in self.scenes[scene]]).numpy().tobytes()).hexdigest()
-        return " ".join([scene, digest[:12], *(self.names[k] for k in self.scenes[scene])])
+        """A text that changes with anything that a scene is made of, see `files.content_key`."""
+        chosen, camera = list(self.scenes[scene]), getattr(self, "intrinsics", None)
+        files = [path for k in chosen for path in (self.frames[k].image, self.frames[k].depth) if path]
+        files += [str(Path(camera).resolve())] if isinstance(camera, str | Path) else []
+        for what, tree in self.trees.items():
+            maps = (find_map(tree.resolve(), self.names[k], self.namings[what]) for k in chosen)
+            files += [str(path) for path in maps if path]
+        poses = [self.poses[k].tolist() for k in chosen]
+        return content_key([scene, self.settings, camera, self.size, poses], root=self.root, files=files)
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-tum
 CAMERAS = {1: (517.3, 516.5, 318.6, 255.3), 2: (520.9, 521.0, 325.1, 249.7), 3: (535.4, 539.2, 320.1, 247.6)}
@@ -103,15 +119,16 @@ CAMERAS = {1: (517.3, 516.5, 318.6, 255.3), 2: (520.9, 521.0, 325.1, 249.7), 3: 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-tum-frames
 def tum_frames(root: Path, folder: Path) -> tuple[list[tuple[Frame, Tensor]], list[str]]:
     """The usable frames of one TUM sequence with their poses, and a sentence for the others."""
-    colour, depth = (read_table(folder / f"{kind}.txt", 2) for kind in ("rgb", "depth"))
+    (clock, colour), (depth_clock, depth) = (read_table(folder / f"{k}.txt", "time", "file") for k in ("rgb", "depth"))
     times, poses = read_trajectory(folder / "groundtruth.txt")
-    clock = colour[:, 0].astype(float)
-    to_depth, to_pose = nearest(clock, depth[:, 0].astype(float)), nearest(clock, times)
-    place = folder.relative_to(root).as_posix()
-    found = [(Frame(f"{place}/{colour[k, 1]}", depth=f"{place}/{depth[i, 1]}"), poses[j])
-             for k, (i, j) in enumerate(zip(to_depth, to_pose, strict=True)) if min(i, j) >= 0]
-    lost = len(colour) - len(found)
-    return found, [f"{folder}: {lost} of {len(colour)} frames have no depth and pose within 20 ms"] if lost else []
+    to_depth, to_pose = (nearest(clock[:, 0], other) for other in (depth_clock[:, 0], times))
+    place, found, skipped = folder.relative_to(root).as_posix(), [], []
+    for name, i, j in zip(colour, to_depth, to_pose, strict=True):
+        if min(i, j) < 0:
+            skipped.append(f"{folder / name}: has no depth and pose within 20 ms")
+        else:
+            found.append((Frame(f"{place}/{name}", depth=f"{place}/{depth[i]}"), poses[j]))
+    return found, skipped
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-tum-dataset
 class TUM(Posed):
@@ -124,12 +141,13 @@ class TUM(Posed):
     about = About(
         source="https://cvg.cit.tum.de/data/datasets/rgbd-dataset", licence="CC BY 4.0", disk="1 GB a sequence",
         tree={"rgbd_dataset_freiburg*/{rgb,depth}/*.png": "rgbd_dataset_freiburgN_NAME.tgz"}, counts={"all": 0})
+    stored = StoredDepth(1 / 5000, invalid=(0,))  # 5000 are one metre
 
     @takes_options_of(Reading)
     def __init__(self, root: str | Path, every: Count = 1, intrinsics: str | Path | dict | list | None = None,
                  **options: Any):
         place = Path(root)
-        folders = [place] if (place / "rgb.txt").is_file() else sorted(p.parent for p in place.glob("*/rgb.txt"))
+        folders = [place] if (place / "rgb.txt").is_file() else _holders(place, "rgb.txt")
         if not folders:
             raise ValueError(f"{root}: holds no sequence; unpack rgbd_dataset_freiburgN_NAME.tgz, which has an rgb.txt")
         self.intrinsics, base = intrinsics, place.parent if folders == [place] else place
@@ -152,19 +170,19 @@ class TUM(Posed):
         fx, fy, cx, cy = CAMERAS[int(known[1])]
         return read_intrinsics({"width": 640, "height": 480, "K": [[fx, 0, cx], [0, fy, cy], [0, 0, 1]]}, size)
 
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        return folder_depth(path, image, StoredDepth(1 / 5000, invalid=(0,)))  # 5000 are one metre
-
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-seven-1
 def seven_sequences(root: Path, split: str) -> list[Path]:
     """The folders of a split's sequences, of all scenes below root. ValueError naming what is not there."""
-    places = [root] if (root / "TrainSplit.txt").is_file() else sorted(p.parent for p in root.glob("*/TrainSplit.txt"))
+    places = [root] if (root / "TrainSplit.txt").is_file() else _holders(root, "TrainSplit.txt")
     if not places:
         raise ValueError(f"{root}: holds no scene; unpack chess.zip and the like, which have a TrainSplit.txt")
     found = []
     for place in places:
-        numbers = [int(v) for v in re.findall(r"sequence(\d+)", (place / f"{split.capitalize()}Split.txt").read_text())]
-        found += [place / f"seq-{k:02d}" for k in numbers]
+        listed = place / f"{split.capitalize()}Split.txt"
+        for line in read_lines(listed, "list of sequences"):
+            if not (number := re.fullmatch(r"sequence(\d+)", line)):
+                raise ValueError(f"{listed}: has the line {line!r:.80}; needs sequence1 and the like")
+            found.append(place / f"seq-{int(number[1]):02d}")
     if missing := [p for p in found if not p.is_dir()]:
         raise ValueError(f"{missing[0]}: is missing ({len(missing)} of {len(found)} sequences); unpack the zip in the "
                          "folder of its scene")
@@ -178,6 +196,7 @@ class SevenScenes(Posed):
         source="https://www.microsoft.com/en-us/research/project/rgb-d-dataset-7-scenes", licence="own terms, research",
         disk="24 GB", tree={"*/seq-*/frame-*.png": "SCENE.zip, and seq-NN.zip in it"},
         counts={"train": 26000, "test": 17000})
+    stored = StoredDepth(0.001)
 
     @takes_options_of(Reading)
     def __init__(self, root: str | Path, split: str = "train", every: Count = 1, **options: Any):
@@ -186,7 +205,7 @@ class SevenScenes(Posed):
         base, scenes, skipped = root.parent if (root / "TrainSplit.txt").is_file() else root, {}, []
         for folder in seven_sequences(root, split):
             place = folder.relative_to(base).as_posix()
-            scenes[place], files = [], sorted(folder.glob("frame-*.color.png"))
+            scenes[place], files = [], sorted(folder.glob("frame-*.color.png"), key=natural)
             skipped += [] if files else [f"{folder}: has no frame-*.color.png; unpack {folder.name}.zip"]
             for path in files:
                 stem = path.name.removesuffix("color.png")
@@ -203,17 +222,13 @@ class SevenScenes(Posed):
         sample.K = read_intrinsics({"width": 640, "height": 480, "K": K}, tuple(sample.image.shape[-2:]))
         return sample
 
-    def read_depth(self, path: Path, image: Tensor) -> Tensor:
-        """Metres."""
-        return folder_depth(path, image, StoredDepth(0.001))
-
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-pairs-1
 SOURCES = {"tum": TUM, "seven_scenes": SevenScenes}
 
 # %% ../../nbs/02_data/27_trajectories.ipynb #trajectories-pairs-2
 def posed_pairs(root: str | Path, source: Literal["tum", "seven_scenes"] = "tum", every: Count = 25,
-                minimum: float = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
-                voxel: float = 0.02, k_threshold: float = 0.01, min_vertices: int = 20) -> FramePairs:
+                minimum: Share = 0.3, cache: str | Path | None = None, sets: str | float = "surface",
+                voxel: Positive = 0.02, k_threshold: Positive = 0.01, min_vertices: Count = 20) -> FramePairs:
     """`FramePairs` of TUM RGB-D or 7-Scenes ("seven_scenes"), of every so many frames."""
     check_split("posed_pairs", source, SOURCES)
     return FramePairs(SOURCES[source](root, every=every), minimum, cache, sets, voxel, k_threshold, min_vertices)

@@ -17,10 +17,10 @@ import torchvision.transforms.v2.functional as TF
 from torch import Generator, Tensor
 
 from .catalog import open_images
-from .folders import read_image
 from .views import BadSample, Colour, Sample, augment_colour
 from ..files import note
 from ..geometry.camera import flip_intrinsics, read_intrinsics, resize_intrinsics
+from ..options import Count
 
 # %% ../../nbs/02_data/15_video.ipynb #triplet
 @dataclass(slots=True)
@@ -50,7 +50,7 @@ class VideoFolder:
 
     classes, split = None, "all"
 
-    def __init__(self, root: str | Path, intrinsics: str | Path | dict | list | None = None, spacing: int = 1,
+    def __init__(self, root: str | Path, intrinsics: str | Path | dict | list | None = None, spacing: Count = 1,
                  images: dict[str, Any] | None = None):
         if spacing < 1:
             raise ValueError(f"spacing is {spacing}; needs at least 1 frame")
@@ -75,17 +75,17 @@ class VideoFolder:
 # %% ../../nbs/02_data/15_video.ipynb #read-triplet
 def _read_triplet(videos: VideoFolder, before: int, now: int, after: int) -> Triplet:
     "Three frames of a video by their numbers; BadSample where one is bad, or they are of different sizes."
+    frame, *others = (videos.frames[k] for k in (now, before, after))
     try:
-        frame = videos.frames[now]
         size = tuple(frame.image.shape[-2:])
         K = frame.K if videos.intrinsics is None else read_intrinsics(videos.intrinsics, size)
     except ValueError as error:  # a frame of another size than the camera's is one bad frame
         raise BadSample(str(error)) from None
-    notes, folder = Counter(frame.notes), videos.frames
-    neighbours = [read_image(folder.root / folder.names[k], notes) for k in (before, after)]
+    neighbours = [other.image for other in others]
     if any(n.shape != frame.image.shape for n in neighbours):
-        raise BadSample(f"{folder.root / frame.name} and its neighbours have different sizes")
-    return Triplet(frame.image, frame.name, K=K, neighbours=torch.stack(neighbours), notes=tuple(notes.elements()))
+        raise BadSample(f"{videos.frames.root / frame.name} and its neighbours have different sizes")
+    notes = [sentence for one in (frame, *others) for sentence in one.notes]
+    return Triplet(frame.image, frame.name, K=K, neighbours=torch.stack(neighbours), notes=tuple(notes))
 
 # %% ../../nbs/02_data/15_video.ipynb #triplet-views
 class TripletViews:

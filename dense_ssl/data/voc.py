@@ -34,6 +34,8 @@ def bit_colour(number: int) -> tuple[int, int, int]:
 # %% ../../nbs/02_data/20_voc.ipynb #voc-read-mat
 def read_sbd(path: Path, struct: str) -> Tensor:
     """The map of an SBD file, int64 (H, W); BadSample naming the file."""
+    if not path.is_file():
+        raise BadSample(f"{path}: {'is no file' if path.exists() else 'there is no such map'}")
     try:
         found = loadmat(path)[struct]["Segmentation"][0, 0]
     except Exception as error:  # loadmat raises many kinds, struct.error and zlib.error among them

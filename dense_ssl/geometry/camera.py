@@ -145,20 +145,21 @@ def intrinsics_from_fractions(fractions: Sequence[float], size: tuple[int, int])
     return check_intrinsics(K, size, f"the camera of fractions {list(fractions)}")
 
 # %% ../../nbs/01_geometry/02_camera.ipynb #read-intrinsics
-def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], size: tuple[int, int]) -> Tensor:
+def read_intrinsics(source: str | Path | Mapping[str, Any] | Sequence[float], size: tuple[int, int],
+                    name: str = "intrinsics") -> Tensor:
     """K (3, 3), float32, in pixels of an image of `size` (H, W).
 
     source: a JSON file or a mapping {"width", "height", "K"} (further keys are ignored), scaled to `size`; or four
-    fractions, see `intrinsics_from_fractions`. Raises: `ValueError` naming the file: missing, without one of the keys,
-    K of another shape or for another size than it says, a shape of image (width / height) that differs by more than 2 %
-    from that of `size`.
+    fractions, see `intrinsics_from_fractions`. name: what an error calls a mapping. Raises: `ValueError` naming the
+    file: missing, without one of the keys, K of another shape or for another size than it says, a shape of image
+    (width / height) that differs by more than 2 % from that of `size`.
     """
     if not isinstance(source, str | Path | Mapping):
         if len(source) and not all(isinstance(f, int | float) for f in source):
             raise ValueError("intrinsics are a matrix without its image size; needs {'width': ..., 'height': ..., "
                              "'K': ...}, or four fractions")
         return intrinsics_from_fractions(source, size)
-    found, name = (source, "intrinsics") if isinstance(source, Mapping) else (read_json(source), str(source))
+    found, name = (source, name) if isinstance(source, Mapping) else (read_json(source), str(source))
     missing = [key for key in ("width", "height", "K") if not isinstance(found, Mapping) or key not in found]
     if missing:
         raise ValueError(f"{name} has no {', '.join(missing)}; needs {{'width': pixels, 'height': pixels, 'K': 3 x 3}}")

@@ -186,18 +186,22 @@ class StoredDepth(NamedTuple):
     range: tuple[float, float] | None = None
 
     def check(self) -> "StoredDepth":
-        """The same with tuples for lists. Raises: `ValueError` naming an option, `depth_...`, that cannot be meant."""
+        """The same with a tuple as `invalid`. Raises: `ValueError` naming an option, `depth_...`, that cannot be meant.
+        """
         if self.unit not in UNITS:
             raise ValueError(f"depth_unit is {self.unit!r}; needs one of {', '.join(UNITS)}")
         for name, value, low in (("scale", self.scale, 0), ("offset", self.offset, -math.inf),
                                  ("maximum", 1 if self.maximum is None else self.maximum, 0)):
             if not isinstance(value, int | float) or isinstance(value, bool) or not low < value < math.inf:
                 raise ValueError(f"depth_{name} is {value!r}; needs a {'positive ' if low == 0 else ''}number")
-        if self.invalid is not None and not all(isinstance(v, int | float) for v in self.invalid):
-            raise ValueError(f"depth_invalid is {self.invalid!r}; needs a list of numbers")
         if self.range is not None:
             limit_depth(torch.zeros(1, 1), self.range)
-        return self
+        if self.invalid is None:
+            return self
+        invalid = tuple(self.invalid) if isinstance(self.invalid, list | tuple) else (self.invalid,)
+        if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in invalid):
+            raise ValueError(f"depth_invalid is {self.invalid!r}; needs a number, or a list of numbers")
+        return self._replace(invalid=invalid)
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #stored-depth-read
 FAR = ("depth maps whose range is empty for more than 80 %: a few far values decide what depth means (depth_invalid, "
@@ -213,7 +217,8 @@ def read_stored(path: str | Path, stored: StoredDepth, notes: Counter[str] | Non
     if not depth.isfinite().any():
         raise BadSample(f"{path}: has no valid pixel; needs at least one that is finite and no value of depth_invalid")
     depth = depth if stored.range is None else limit_depth(depth, stored.range)
-    note(notes, FAR, widest_gap(depth) > 0.8)
+    if notes is not None:
+        note(notes, FAR, widest_gap(depth) > 0.8)
     return depth
 
 # %% ../../nbs/01_geometry/00_depth.ipynb #disparity-to-depth

@@ -80,8 +80,7 @@ class PixDepth(Branches):
     objective: "contrast" (Eq. 2, 5, 6) or "consistency" (PixPro). distance_thresholds: T_k in `unit` ("bin", "image",
     "max"). depth_thresholds: T'_k, as many, or None for the image mask alone. same_region: keep only pairs of one
     region (with true regions: the oracle of what depth is to do). hidden, out: widths of the projector.
-    Raises: `ValueError` for another objective, negative or unpaired thresholds, or when their number does not divide
-    `out`.
+    Raises: `ValueError` for another objective, negative or unpaired thresholds, a number of them not dividing `out`.
     """
 
     def __init__(self, encoder: Encoder, objective: Literal["contrast", "consistency"] = "contrast",
