@@ -117,7 +117,7 @@ def is_test(code: str) -> bool:
 
 def is_imports(code: str) -> bool:
     lines = [line for line in code.split("\n") if line and line[0] not in " )#\t"]
-    return bool(lines) and all(line.startswith(("import ", "from ")) for line in lines)
+    return bool(lines) and all(line.startswith(("import ", "from ", "if TYPE_CHECKING:")) for line in lines)
 
 
 def outputs(cell: dict, stem: str, page: str, made: dict[str, bytes]) -> str:

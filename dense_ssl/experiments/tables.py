@@ -21,7 +21,7 @@ from typing import Any
 
 from ..core import atomic_path, is_done, read_json, repo_root, write_json
 from ..evaluation.catalog import PROTOCOLS, protocol_metric
-from .provenance import made_again
+from .provenance import made_again, standing
 from .rows import Selection, read_yaml, select_rows
 from .verdicts import CALIBRATION, agreement, calibrated, calibration, judged
 
@@ -373,7 +373,9 @@ def main(words: list[str] | None = None) -> None:
             written = publish(read_json(given.publish)) if given.publish else published_tables()
     except ValueError as error:
         sys.exit(f"dense_ssl: {error}")
-    print(*written, sep="\n")
+    for path in written:
+        drawn = path.suffix == ".md"
+        print(path, standing(read_json(path.with_suffix(".json"))["records"]) if drawn else "", flush=True)
 
 # %% ../../nbs/10_experiments/00_tables.ipynb #main-guard
 #| eval: false
