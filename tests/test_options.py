@@ -4,13 +4,16 @@ import inspect
 import json
 import os
 import random
+import shutil
 from collections import Counter
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from dense_ssl.options import check_parameters
 
@@ -38,7 +41,7 @@ def test_parameters_are_checked_before_anything_else(notebook):
     check_parameters(given)
     for name in given["__annotations__"]:
         with pytest.raises(ValueError, match=f"^the notebook has no option '{name}x'; did you mean '[^\n]*$"):
-            check_parameters(given | {f"{name}x": given[name]})
+            check_parameters(given | {f"{name}x": 1})
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "small"])
@@ -155,3 +158,69 @@ def test_what_is_taken_can_be_built_or_is_refused_in_one_sentence(seed):
             assert build_method(name, encoder, **options) is not None
     except ValueError as error:
         assert "\n" not in str(error), (name, options, error)
+
+
+LATE = {  # options of a last stage or protocol that cannot be meant, and what the sentence names
+    "06_monodepth": [({"processes": 0}, "processes"), ({"device": "abacus"}, "device"), ({"frames": "/none"}, "/none"),
+                     ({"launch": {"threds": 1}}, "threds")],
+    "08_prepare_auxiliary": [({"dropped": "all"}, "dropped"), ({"superpixel_area": -1}, "superpixel_area"),
+                             ({"processes": 0}, "processes"), ({"truth": {"name": "rom"}}, "rom"),
+                             ({"device": "abacus"}, "device")],
+    "10_cpcdr_video": [({"processes": 0}, "processes"), ({"regions": {"cuont": 1}}, "cuont"),
+                       ({"pretrain": {"stepz": 3}}, "stepz"), ({"pretrain": {"method_options": {"K": 3}}}, "K"),
+                       ({"size": [64, 65]}, "size"), ({"size": [0, 0]}, "size"), ({"classes": 0}, "classes"),
+                       ({"label_ids": "city"}, "city"), ({"device": "abacus"}, "device")],
+    "03_evaluate": [({"segmentation": {"epochz": 1}}, "epochz"), ({"finetune": {"lr": "fast"}}, "lr"),
+                    ({"protocols": ["coherence", "knn"], "options": {"knn": {"kk": 1}}}, "kk"),
+                    ({"protocols": ["coherence", "detection"], "detection": {"stepz": 1}}, "stepz"),
+                    ({"protocols": ["coherence", "cluster"]}, "cluster"), ({"size": [48]}, "size"),
+                    ({"clustering": {"k": 1}, "protocols": ["coherence", "clustering"]}, "k")],
+}
+
+
+class Started(BaseException):
+    """A stage began."""
+
+
+@pytest.mark.parametrize("name", LATE)
+def test_the_last_stage_is_checked_before_the_first_one_starts(name, tmp_path, monkeypatch):
+    "The cells of a notebook of several stages up to the first one, with a wrong option of a later one."
+    from dense_ssl.data import prepare
+    from dense_ssl.evaluation import coherence
+    from dense_ssl.positives import auxiliary_labels
+    from dense_ssl.training import launch
+
+    def begins(module, stage):
+        def started(*_, **__):
+            raise Started
+
+        monkeypatch.setattr(module, stage, wraps(getattr(module, stage))(started))
+
+    for module, stage in ((prepare, "prepare_tree"), (launch, "run_pretrain"), (auxiliary_labels, "fit_labels"),
+                          (coherence, "object_coherence")):
+        begins(module, stage)
+    for t in range(3):
+        Image.fromarray(np.full((64, 128, 3), t, np.uint8)).save(tmp_path / f"{t}.png")
+    own = {"03_evaluate": {"out": str(tmp_path / "out")}, "08_prepare_auxiliary": {}}.get(
+        name, {"images": str(tmp_path), "intrinsics": [1.0, 1.0, 0.5, 0.5], "runs": str(tmp_path / "runs")})
+    notebook = ROOT / f"nbs/10_experiments/{name}.ipynb"
+    cells = [c for c in json.loads(notebook.read_text())["cells"] if c["cell_type"] == "code"]
+
+    def start(given):
+        namespace = {"__name__": "notebook"}
+        for cell in cells:
+            exec("".join(cell["source"]), namespace)
+            if "parameters" in cell["metadata"].get("tags", []):
+                namespace.update(given)
+
+    with pytest.raises(Started):
+        start(own)
+    for given, word in LATE[name]:
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        try:
+            start(own | given)
+        except (ValueError, Started) as error:
+            said = str(error) or "a stage began"
+            assert word in said and "\n" not in said, (given, said)
+        else:
+            raise AssertionError(f"{given} is taken")

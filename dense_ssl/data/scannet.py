@@ -83,7 +83,7 @@ def scene_frames(root: Path, scene: Path, every: int, notes: Counter[str] | None
         raise ValueError(f"{scene}: holds {scene.name}.sens, which is not exported; ScanNet's SensReader/python/reader."
                          "py --export_color_images --export_depth_images --export_poses --export_intrinsics does it")
     if not names:
-        raise ValueError(f"{scene}: has no color/*.jpg")
+        raise ValueError(f"{scene / 'color'}: has no .jpg")
     kinds = ("label", "instance") if packed else ("label-filt", "instance-filt")
     camera = "intrinsics_depth.txt" if packed else "intrinsic/intrinsic_depth.txt"
     place = scene.relative_to(root).as_posix()

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.io import loadmat
+from scipy.io import loadmat, whosmat
 from torch import Tensor
 
 from .folders import read_ids
@@ -37,7 +37,9 @@ def read_sbd(path: Path, struct: str) -> Tensor:
     if not path.is_file():
         raise BadSample(f"{path}: {'is no file' if path.exists() else 'there is no such map'}")
     try:
-        found = loadmat(path)[struct]["Segmentation"][0, 0]
+        if [shape for name, shape, _ in whosmat(path) if name == struct] != [(1, 1)]:
+            raise ValueError(f"no single {struct}")  # of millions, as damage may promise, each would be looked for
+        found = loadmat(path, variable_names=[struct])[struct]["Segmentation"][0, 0]
     except Exception as error:  # loadmat raises many kinds, struct.error and zlib.error among them
         raise BadSample(f"{path}: cannot be read as a map {struct}.Segmentation of SBD ({error})") from None
     return torch.from_numpy(np.asarray(found, np.int64))
