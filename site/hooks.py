@@ -295,7 +295,8 @@ def on_page_markdown(markdown, page, config, files):
 def on_page_content(html, page, config, files):
     "Equations as MathML, which browsers draw by themselves."
     def inline(match: re.Match) -> str:
-        return mathml(match[1], "inline")
+        made = mathml(match[1], "inline")                   # a long one has a line of its own width on a telephone
+        return f'<span class="long">{made}</span>' if len(match[1]) > 40 else made
 
     def block(match: re.Match) -> str:
         return mathml(match[1], "block")
