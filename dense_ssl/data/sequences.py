@@ -134,7 +134,9 @@ def _find_scenes(root: Path, layout: str, wanted: str | Path | Iterable[str] | N
         raise ValueError(f"{root}: holds no scene of layout {layout!r}; needs folders with color/, depth/ and pose/, "
                          f"or with NNNN.color.jpg, NNNN.depth.png and NNNN.pose.txt; found {there}")
     if isinstance(wanted, str | Path):
-        wanted = read_lines(wanted, "list of scenes")
+        if wanted not in found and not Path(wanted).exists():
+            raise ValueError(f"scenes is {str(wanted)!r}, which is neither a scene of {root} nor a text file of scenes")
+        wanted = [wanted] if wanted in found else read_lines(wanted, "list of scenes")
     names = list(found if wanted is None else wanted)
     if missing := [n for n in names if n not in found]:
         raise ValueError(f"{root}: has no scene {missing[0]!r} ({len(missing)} of {len(names)} wanted ones are "
