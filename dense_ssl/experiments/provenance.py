@@ -34,7 +34,7 @@ def made_again(records: list[dict[str, Any]]) -> str:
     if not done:
         return ""
     table, profile = ".".join(done[0]["id"].split(".")[:2]), done[0]["profile"]
-    data = {name for r in done for name in re.findall(r"(\w+)=", "".join(re.findall(r'DATA="(.*?)"', r["command"])))}
+    data = {name for r in done for name in re.findall(r"([\w-]+)=", "".join(re.findall(r'DATA="(.*?)"', r["command"])))}
     whole, ids = {f"{table}.{row['id']}" for row in table_rows(*table.split("."))}, [r["id"] for r in done]
     command = _command(profile, [table] if whole <= set(ids) else ids)
     command += f' DATA="{" ".join(f"{name}=FOLDER" for name in sorted(data))}"' if data else ""

@@ -88,7 +88,7 @@ def result(stages: dict[str, dict[str, Any]]) -> dict[str, Any]:
     if "coherence" in found:
         said["raw_colours"] = {m: value(found["coherence"]["raw_colours"], c["value"])
                                for m, c in columns.items() if c["protocol"] == "coherence"}
-    data = [f"{k}={_portable(v)}" for k, v in last["roots"].items()]
+    data = [f"{k}=FOLDER" for k in last["roots"]]  # where it lies is the machine's own
     command = ["make reproduce", f"PROFILE={last['profile']}", f"TABLES={last['table']}", f"SEEDS={last['seed']}",
                *([f'DATA="{" ".join(data)}"'] if data else [])]
     costs = {k: v for f in folders.values() if (f / "cost.json").is_file()

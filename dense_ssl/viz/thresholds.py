@@ -39,19 +39,20 @@ def threshold_curves(records: list[dict[str, Any]], titles: dict[str, str]) -> F
     """
     if not any(curves(records, metric) for metric in titles):
         raise ValueError(f"no row near-tT or depth-tT has {' or '.join(titles)}; run the table R1 of pixdepth first")
-    figure = Figure((4.2 * len(titles), 3.4), layout="constrained")
+    figure = Figure((4.2 * len(titles), 3.6), layout="constrained")
     for axis, (metric, title) in zip(figure.subplots(1, len(titles), squeeze=False)[0], titles.items(), strict=True):
         for kind, points in curves(records, metric).items():
             label, colour = KINDS[kind]
             axis.errorbar(*zip(*((T, mean) for T, mean, _ in points), strict=True), yerr=[d for *_, d in points],
                           label=label, color=colour, marker="o", markersize=4, capsize=3,
                           linestyle="--" if kind == "depth-shuffled" else "-")
-        for row, label in (("scratch", "random network"), ("pixpro-t", "PixPro's T")):
+        for row, label, x, side, above in (("scratch", "random network", 1, "right", "bottom"),
+                                           ("pixpro-t", "PixPro's T", 0.01, "left", "top")):
             for r in (r for r in records if r["row"] == row and metric in r["mean"]):
                 axis.axhline(r["mean"][metric], color="black", linewidth=0.8, linestyle=":")
-                axis.annotate(label, (1, r["mean"][metric]), xycoords=("axes fraction", "data"), ha="right",
-                              va="bottom", fontsize=8)
+                axis.annotate(label, (x, r["mean"][metric]), xycoords=("axes fraction", "data"), ha=side, va=above,
+                              fontsize=8)
         axis.set(xlabel="T, in units of the largest distance in a pair of views", ylabel=title)
         axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(fontsize=8, frameon=False)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     return figure
