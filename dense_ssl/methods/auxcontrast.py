@@ -116,6 +116,7 @@ class AuxNetwork(Method):
     """
 
     needs = ("auxiliary",)
+    effects = {"loss": "no label is on some pixels and not on others"}
 
     def __init__(self, encoder: Encoder, decoder: str = "deeplabv3", channels: int = 256,
                  atrous_rates: tuple[int, int, int] = (12, 24, 36), dropout: float = 0.5, out: int = 128,
