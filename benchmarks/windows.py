@@ -1,5 +1,5 @@
 """Whether the comparisons of tables R1 of three papers can tell at a length that a core can pay: the baseline, the
-method, its geometry of other images, and the oracle, in dense kNN and ridge mIoU, beside their floors.
+method, its geometry of other images, and the oracle, in dense kNN and ridge mIoU, beside the floor of the place.
 
     python benchmarks/windows.py --tables cpcdr geosets auxiliary     # rows and settings of R1, profile small
 
@@ -17,7 +17,7 @@ import torch
 
 from dense_ssl.core import environment, read_json, write_json
 from dense_ssl.data.catalog import open_data
-from dense_ssl.evaluation.floors import Position, random_network, shuffled_weights
+from dense_ssl.evaluation.floors import Position
 from dense_ssl.evaluation.knn import knn
 from dense_ssl.evaluation.probe_segmentation import evaluate as ridge
 from dense_ssl.experiments.plan import plan
@@ -36,15 +36,14 @@ def numbers(network: torch.nn.Module, train, test, size: tuple[int, int]) -> dic
 
 
 def measure(job, folder: Path) -> dict:
-    "Train a row and measure its networks; with the floors of the encoder, which are the same for all rows of a table."
+    "Train a row and measure its networks, with the floor that is highest on street and rooms: where a cell is."
     config, parameters = Pretrain(**job.stages["pretrain"].identity), job.stages["evaluate"].parameters
     size, name = tuple(parameters["size"]), parameters["data"]
     pretrain(config, folder, Launch(threads=1, tensorboard=False, progress=False))
     train, test = (open_data(name, split, size=size, count=n)
                    for split, n in (("train", parameters["train_count"]), ("test", TEST)))
     encoder = load_encoder(folder, STRIDE).eval()
-    networks = {"encoder": encoder, "position": Position(STRIDE), "random": random_network(encoder),
-                "shuffled weights": shuffled_weights(encoder)}
+    networks = {"encoder": encoder, "position": Position(STRIDE)}
     if parameters.get("network") == "trained":
         networks["trained network"] = load_method(folder).dense_network.eval()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
